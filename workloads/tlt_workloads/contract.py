@@ -1,0 +1,420 @@
+"""What operator and workloads must agree on: names, routes and payloads.  Standard library only.
+
+Every route below `/tlt/v1` asks for `Authorization: Bearer <token>` with the per-job token and speaks JSON.
+Long polls take `?seq=N&wait=S`: the answer comes at once when the server's sequence number differs from N, else at
+the next change, and after S seconds at the latest.  `boot` changes when the process restarts; a caller that sees a new
+`boot` starts again from `seq=0`.  Errors are `{"error": {"reason": CamelCase, "message": sentence}}`.
+
+Durations are seconds (float), sizes are bytes, ages count backwards from the moment of the answer, so that no two
+clocks are ever compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+API_PREFIX = "/tlt/v1"
+STATE_ROUTE = f"{API_PREFIX}/state"  # rollout pod: GET -> RolloutState, long poll
+LEASE_ROUTE = f"{API_PREFIX}/lease"  # rollout pod: POST LeaseRequest, GET ?holder= (long poll, heartbeat), DELETE ?holder= | ?revoke=reason
+DRAFTER_ROUTE = f"{API_PREFIX}/drafter"  # rollout pod: POST DrafterLoad -> DrafterLoaded
+SPECULATION_ROUTE = f"{API_PREFIX}/speculation"  # rollout pod: POST SpeculationSettings
+CONFIG_ROUTE = f"{API_PREFIX}/config"  # rollout pod: POST RolloutConfig, idempotent
+TRAINER_ROUTE = f"{API_PREFIX}/trainer"  # trainer pod: GET -> TrainerState, long poll
+GATEWAY_ROUTE = f"{API_PREFIX}/gateway"  # gateway: GET -> GatewayState, long poll
+
+ROLLOUT_PORT = 8000
+TRAINER_PORT = 8001
+GATEWAY_PORT = 8000
+
+TOKEN_FILE_VARIABLE = "TLT_TOKEN_FILE"  # noqa: S105 - the name of a variable, not a secret
+TOKEN_FILE_DEFAULT = "/var/run/secrets/tlt/token"  # noqa: S105 - a path, not a secret
+STORE_URL_VARIABLE = "TLT_STORE_URL"
+JOB_VARIABLE = "TLT_JOB"  # "<namespace>/<name>"
+POD_NAME_VARIABLE = "TLT_POD_NAME"
+ROLLOUT_URL_VARIABLE = "TLT_ROLLOUT_URL"
+HOLDER_VARIABLE = "TLT_HOLDER"
+TRAINER_CONFIG_VARIABLE = "TLT_TRAINER_CONFIG"  # JSON of TrainerConfig
+GATEWAY_BACKEND_VARIABLE = "TLT_GATEWAY_BACKEND"  # host:port whose DNS name resolves to all rollout pods
+GATEWAY_CONCURRENCY_VARIABLE = "TLT_GATEWAY_CONCURRENCY"  # requests in flight per pod, 0 = no limit
+
+# Below the store URL each job owns one folder, `<namespace>/<job>/`.
+HIDDEN_STATES_FOLDER = "hidden-states"  # <pod>/<number>.safetensors
+CHECKPOINT_FOLDER = "checkpoints"
+REVISION_FOLDER = "revisions"  # <revision>/{model.safetensors, config.json, manifest.json}
+POLICY_FOLDER = "policy"  # policy-<N>.safetensors, written by the learner
+REVISION_WEIGHTS = "model.safetensors"
+REVISION_MANIFEST = "manifest.json"
+
+
+class SpeculationMode(enum.StrEnum):
+    """How draft lengths are chosen; `ADAPTIVE` is the engine's own rule."""
+
+    ADAPTIVE = "Adaptive"
+    STATIC = "Static"
+    NGRAM = "NGram"
+    OFF = "Off"
+
+
+class MemoryMode(enum.StrEnum):
+    """What a lease does with the engine's memory: keep it (`RESERVE`) or put the engine to sleep (`SLEEP`)."""
+
+    RESERVE = "Reserve"
+    SLEEP = "Sleep"
+
+
+class LeasePhase(enum.StrEnum):
+    """A lease is granted, then asked back (`REVOKING`), then gone."""
+
+    GRANTED = "Granted"
+    REVOKING = "Revoking"
+
+
+class RevokeReason(enum.StrEnum):
+    """Why a lease was asked back."""
+
+    REQUEST = "Request"  # a generation request arrived
+    POLICY_UPDATE = "PolicyUpdate"
+    OPERATOR = "Operator"  # suspended, deleted, drained, out of budget
+    WINDOW_END = "WindowEnd"
+    EXPIRED = "Expired"  # no heartbeat within the time to live
+    SHUTDOWN = "Shutdown"
+
+
+class TrainerPhase(enum.StrEnum):
+    """What the supervisor of a trainer pod does."""
+
+    STARTING = "Starting"  # importing, reading the target's embeddings
+    WAITING = "Waiting"  # warm, holds no lease
+    TRAINING = "Training"  # a worker has the device
+    STOPPING = "Stopping"  # asked back, worker saves and exits
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseRequest:
+    """Body of `POST lease`; 201 LeaseView, or 409 with reason NotIdle | Held | Paused | Updating."""
+
+    holder: str  # unique per trainer pod: "<pod name>/<pod uid>"
+    ttl: float = 10.0  # ends without a heartbeat from the holder for this long
+    window: float = 0.0  # asked back after this long whatever happens; 0 = no bound
+    memory: MemoryMode = MemoryMode.RESERVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseView:
+    """A lease as the rollout pod shows it.  `GET lease` answers `{"seq", "boot", "lease": LeaseView | null}`."""
+
+    id: str
+    holder: str
+    phase: LeasePhase
+    age: float
+    expires_in: float
+    reason: RevokeReason | None = None  # set while revoking
+    revoking_for: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedLease:
+    """The last lease that ended, kept so that nobody needs to have watched."""
+
+    id: str
+    holder: str
+    duration: float  # granted to ended
+    hand_back: float  # revoking to ended; 0 when the holder gave it back unasked
+    reason: RevokeReason | None
+    ended_ago: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureCounters:
+    """Totals since boot."""
+
+    tokens: int = 0
+    bytes: int = 0
+    dropped_tokens: int = 0
+    sequences: int = 0
+    shards: int = 0
+    seconds: float = 0.0  # time taken on the decode path
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptanceCounters:
+    """Totals since the active drafter was loaded.  Mean accept length = 1 + accepted_tokens / drafts."""
+
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutState:
+    """Facts about one rollout pod.  The pod reports facts only; what to do with them is decided elsewhere."""
+
+    seq: int
+    boot: str
+    running: int  # requests in the engine, waiting ones included in `waiting`
+    waiting: int
+    idle: bool  # nothing running, waiting, paused or updating for at least `idle_after`
+    idle_for: float  # 0 while not idle
+    paused: bool
+    updating: bool  # a policy or drafter update is in flight
+    lease: LeaseView | None
+    last_lease: EndedLease | None
+    policy_version: int
+    drafter_revision: str | None  # None = the drafter that the server started with
+    drafter_digest: str | None  # sha256 of the loaded weights file
+    drafter_method: str | None  # None = the server was started without speculation
+    speculation: SpeculationMode
+    draft_length: int
+    config_digest: str | None  # digest of the RolloutConfig in force
+    served_names: tuple[str, ...]
+    requests: int  # accepted since boot
+    failed_requests: int
+    aborted_requests: int
+    generated_tokens: int
+    busy_seconds: float  # since boot; busy + idle = time since the first answer
+    idle_seconds: float
+    lent_seconds: float  # part of idle_seconds
+    capture: CaptureCounters
+    acceptance: AcceptanceCounters
+    engine_version: str
+    plugin_version: str
+    swap_stall: float | None = None  # longest gap in running requests during the last drafter load
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """What the rollout engine records for training."""
+
+    enabled: bool = True
+    max_tokens_per_step: int = 65536  # per policy version
+    max_bytes: int = 8 << 30  # the pod's share of the ring in the store
+    sample_rate: float = 1.0  # of sequences
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculationSettings:
+    """Body of `POST speculation`."""
+
+    mode: SpeculationMode = SpeculationMode.ADAPTIVE
+    draft_length: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Body of `POST config`: what a rollout pod needs to know of its job.  Sent again after each reboot."""
+
+    job: str  # "<namespace>/<name>"
+    store_url: str
+    idle_after: float = 0.5
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterLoad:
+    """Body of `POST drafter`.  409 while a policy update runs, 422 with the reason when the weights are refused."""
+
+    revision: str
+    url: str  # folder that holds model.safetensors and manifest.json
+    sha256: str  # of model.safetensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrafterLoaded:
+    """Answer of `POST drafter`."""
+
+    revision: str
+    seconds: float  # whole load
+    stall: float  # the engine could not step for this long
+    policy_checksum_before: str
+    policy_checksum_after: str  # equal, or the load was undone and refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How a job's trainers learn; the operator passes it in `TLT_TRAINER_CONFIG`."""
+
+    target_model: str
+    method: str = "Eagle3"
+    draft_vocab_size: int = 8192
+    draft_length: int = 3
+    learning_rate: float = 8e-4
+    max_policy_lag: int = 4
+    min_new_tokens: int = 20000  # a window starts only with at least this many tokens not yet trained on
+    checkpoint_interval: float = 5.0
+    micro_batch_tokens: int = 0  # 0 = measured so that one micro-step takes at most 200 ms
+    initial_revision: str | None = None
+    keep_warm: float = 600.0
+    grace: float = 2.0  # from revoke to SIGKILL of the worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Held-out quality of a drafter: simulated mean accept length, bonus token counted, with its standard error."""
+
+    accept_length: float
+    standard_error: float
+    parent_accept_length: float | None
+    sequences: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevisionManifest:
+    """Content of `manifest.json` beside the weights."""
+
+    revision: str  # "<job>-r<number>", unique in the job
+    job: str
+    sha256: str
+    parent: str | None
+    method: str
+    policy_versions: tuple[int, int]  # first and last trained on
+    trained_tokens: int  # in total, the parents' tokens included
+    evaluation: Evaluation
+    draft_vocab_size: int
+    trainer_version: str
+    created_at: str  # RFC 3339
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowReport:
+    """One idle window used (or not) by a trainer."""
+
+    lease_id: str
+    started_ago: float
+    seconds: float
+    lease_to_first_step: float | None  # None: ended before a step
+    steps: int
+    tokens: int
+    loss_first: float | None
+    loss_last: float | None
+    stop_reason: str  # RevokeReason value, or "NoData", "Done", "Error: ..."
+    stop_seconds: float  # revoke seen to worker gone
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """Facts about one trainer pod.  `candidates` lists every revision in the store, oldest first."""
+
+    seq: int
+    boot: str
+    phase: TrainerPhase
+    holder: str
+    message: str
+    windows: int
+    trained_tokens: int
+    available_tokens: int  # captured, fresh enough and not yet trained on
+    trained_seconds: float
+    last_window: WindowReport | None
+    candidates: tuple[RevisionManifest, ...]
+    peak_memory: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayBackend:
+    """One rollout pod as the gateway sees it."""
+
+    address: str
+    outstanding: int
+    healthy: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayState:
+    """What is left of the current batch of completions."""
+
+    seq: int
+    boot: str
+    queued: int
+    outstanding: int
+    batch_size: int  # completions in the batches now open
+    completed: int  # of these
+    backends: tuple[GatewayBackend, ...]
+    requests: int  # since boot
+    retried_requests: int
+    failed_requests: int
+    policy_version: int
+
+
+Payload = TypeVar("Payload")
+
+
+class ContractError(ValueError):
+    """A payload does not fit its type; the message names the field and what was expected."""
+
+
+def encode(payload: Any) -> dict[str, Any]:
+    """Turns a payload into JSON-ready data; field names become camelCase, as everywhere in Kubernetes."""
+    return {_camel(item.name): _encode(getattr(payload, item.name)) for item in dataclasses.fields(payload)}
+
+
+def decode(kind: type[Payload], data: Any, *, path: str = "") -> Payload:
+    """Builds a payload from JSON data.
+
+    Unknown fields are ignored, so that either side may be newer; missing fields take their default.
+
+    Raises:
+        ContractError: a field is missing or has the wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise ContractError(f"{path or kind.__name__}: expected an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(typing.cast(Any, kind)):
+        name = _camel(item.name)
+        where = f"{path}.{name}" if path else name
+        if name in data:
+            values[item.name] = _decode(hints[item.name], data[name], where)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise ContractError(f"{where}: required field is missing")
+    return kind(**values)
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.capitalize() for part in rest)
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return encode(value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType or origin is typing.Union:
+        if value is None and type(None) in arguments:
+            return None
+        return _decode(next(item for item in arguments if item is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ContractError(f"{where}: expected a list, got {type(value).__name__}")
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inner) != len(value):
+            raise ContractError(f"{where}: expected {len(inner)} items, got {len(value)}")
+        return tuple(_decode(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(inner, value, strict=True)))
+    if dataclasses.is_dataclass(hint):
+        return decode(typing.cast(type[Any], hint), value, path=where)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            choices = ", ".join(str(item.value) for item in hint)
+            raise ContractError(f"{where}: {value!r} is not one of {choices}") from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
+        raise ContractError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
+    return value

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -353,6 +355,12 @@ class ContractError(ValueError):
 def encode(payload: Any) -> dict[str, Any]:
     """Turns a payload into JSON-ready data; field names become camelCase, as everywhere in Kubernetes."""
     return {_camel(item.name): _encode(getattr(payload, item.name)) for item in dataclasses.fields(payload)}
+
+
+def config_digest(config: RolloutConfig) -> str:
+    """The sha256 (hex) of a configuration in canonical JSON; a pod reports the one in force in `configDigest`."""
+    canonical = json.dumps(encode(config), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def decode(kind: type[Payload], data: Any, *, path: str = "") -> Payload:

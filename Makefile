@@ -1,0 +1,63 @@
+# `make demo` and `make test` are the two commands that matter; `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down test tools venv cluster images lint unit api chart engine cluster-test lock clean
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+CLUSTER ?= embedded
+export CLUSTER
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: venv ## the main job: a GRPO run with idle-GPU drafter training, beside a baseline without speculation
+	@$(RUN) -m bench.demo
+
+demo-down: ## removes what `make demo` started
+	@$(PYTHON) -m bench.demo --down
+
+test: ## everything: lint, unit, chart, API, engine and cluster tests, one summary
+	@$(PYTHON) -m tests.run
+
+tools: ## system packages and the embedded cluster's binaries
+	@$(PYTHON) -m devcluster tools
+	@$(PYTHON) -m devcluster build
+
+venv: $(VENV)/.made ## the Python environment, from uv.lock
+
+$(VENV)/.made: pyproject.toml uv.lock
+	@command -v uv >/dev/null || $(PYTHON) -m pip install --quiet uv
+	@uv sync --quiet --frozen --all-extras --all-groups
+	@touch $@
+
+cluster: tools ## starts the embedded cluster
+	@$(PYTHON) -m devcluster up
+
+images: tools ## builds the operator and workloads images
+	@$(PYTHON) images/build.py
+
+lint: venv ## ruff, mypy, import-linter
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && PYTHONPATH=operator:workloads $(VENV)/bin/lint-imports
+
+unit: venv ## pure tests, seconds
+	@$(RUN) -m pytest tests/unit
+
+chart: venv tools ## lint, render and schema of the chart
+	@$(RUN) -m pytest tests/chart
+
+api: venv tools ## against a real kube-apiserver
+	@$(RUN) -m pytest tests/api
+
+engine: venv ## against a real vLLM on the CPU
+	@$(RUN) -m pytest tests/engine
+
+cluster-test: venv images cluster ## on the real node, with real pods
+	@$(RUN) -m pytest tests/cluster
+
+lock: ## refreshes uv.lock
+	@uv lock
+
+clean: ## removes what was built in this checkout
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

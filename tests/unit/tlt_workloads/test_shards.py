@@ -1,0 +1,91 @@
+"""Shards carry sequences unchanged, tell by name what they hold, and are refused when they are not whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tlt_workloads.shards import CapturedSequence, ShardError, ShardMetadata, read_shard, shard_entries, write_shard
+from tlt_workloads.store import Store, open_store
+
+METADATA = ShardMetadata(model="tiny", layer_ids=(1, 2, 3))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path))
+
+
+def sequence(tokens: int, *, rows: int | None = None, first_row: int = 0, policy_version: int = 3) -> CapturedSequence:
+    rows = tokens - 1 - first_row if rows is None else rows
+    return CapturedSequence(
+        token_ids=torch.arange(tokens, dtype=torch.int32),
+        hidden_states=torch.randn(rows, 4, 8).to(torch.bfloat16),
+        prompt_length=2,
+        policy_version=policy_version,
+        finished=tokens % 2 == 0,
+        first_row=first_row,
+    )
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(2, 20), min_size=1, max_size=5), first_row=st.integers(0, 1))
+def test_sequences_come_back_as_they_were(store: Store, lengths: list[int], first_row: int) -> None:
+    written = [sequence(length, first_row=first_row) for length in lengths]
+    path = write_shard(store, "shards", number=1, sequences=written, metadata=METADATA)
+    for before, after in zip(written, read_shard(store, path, expected=METADATA), strict=True):
+        assert torch.equal(before.token_ids, after.token_ids)
+        assert torch.equal(before.hidden_states, after.hidden_states)
+        assert (before.prompt_length, before.policy_version, before.finished, before.first_row) == (
+            after.prompt_length,
+            after.policy_version,
+            after.finished,
+            after.first_row,
+        )
+
+
+def test_a_listing_tells_what_is_there(store: Store) -> None:
+    write_shard(store, "pod", number=12, sequences=[sequence(5, policy_version=7)], metadata=METADATA)
+    write_shard(store, "pod", number=3, sequences=[sequence(5), sequence(9)], metadata=METADATA)
+    store.write_atomic("pod/notes.txt", b"not a shard")
+    entries = shard_entries(store, "pod")
+    assert [(entry.number, entry.policy_version, entry.tokens) for entry in entries] == [(3, 3, 12), (12, 7, 4)]
+    assert entries[0].path == "pod/00000003-p3-t12.safetensors"
+    assert entries[0].size == store.size(entries[0].path)
+
+
+def test_a_shard_cut_off_anywhere_is_refused(store: Store) -> None:
+    path = write_shard(store, "pod", number=1, sequences=[sequence(6), sequence(4)], metadata=METADATA)
+    whole = store.read(path)
+    for length in range(0, len(whole), 7):
+        store.write_atomic(path, whole[:length])
+        with pytest.raises(ShardError):
+            read_shard(store, path)
+
+
+def test_a_shard_of_other_layers_is_refused(store: Store) -> None:
+    path = write_shard(store, "pod", number=1, sequences=[sequence(6)], metadata=METADATA)
+    with pytest.raises(ShardError, match=r"layers \(1, 2, 3\) post-norm, the drafter reads \(2, 3, 5\)"):
+        read_shard(store, path, expected=ShardMetadata(model="other", layer_ids=(2, 3, 5)))
+
+
+def test_a_foreign_file_is_refused(store: Store) -> None:
+    store.write_atomic("pod/00000001-p1-t1.safetensors", b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(ShardError, match="format None"):
+        read_shard(store, "pod/00000001-p1-t1.safetensors")
+
+
+def test_a_shard_holds_one_policy_version(store: Store) -> None:
+    mixed = [sequence(4, policy_version=1), sequence(4, policy_version=2)]
+    with pytest.raises(ShardError, match=r"policy versions \[1, 2\]"):
+        write_shard(store, "pod", number=1, sequences=mixed, metadata=METADATA)
+
+
+@pytest.mark.parametrize(("tokens", "rows", "first_row"), [(4, 5, 0), (4, 3, 2), (4, 1, -1)])
+def test_rows_must_lie_within_the_tokens(tokens: int, rows: int, first_row: int) -> None:
+    with pytest.raises(ShardError, match="do not lie within"):
+        sequence(tokens, rows=rows, first_row=first_row)

@@ -1,0 +1,184 @@
+"""Where shards, checkpoints and revisions lie: one folder behind any URL that fsspec can open.
+
+Paths are relative to the store's root and use `/`.  Writers never let a reader see half a file: on a local file
+system a file appears by rename, elsewhere an object appears by one whole put.  Names that begin with a dot are
+unfinished writes; listings leave them out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+
+SUPPORTED_SCHEMES = ("file", "s3", "gs", "az", "memory")
+_CHUNK = 1 << 20
+
+
+class StoreError(ValueError):
+    """The store's URL cannot be used; the message names the field and the way out."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a listing."""
+
+    name: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder behind a URL.  Made by `open_store`."""
+
+    url: str
+    _files: Any  # fsspec.AbstractFileSystem
+    _root: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files are on a mounted file system."""
+        return "file" in _protocols(self._files)
+
+    def child(self, folder: str) -> Store:
+        """The store whose root is a folder of this one."""
+        return Store(f"{self.url.rstrip('/')}/{_relative(folder)}", self._files, self._absolute(folder))
+
+    def write_atomic(self, path: str, data: bytes) -> None:
+        """Writes a file so that it is seen whole or not at all, and is durable on return."""
+        target = self._absolute(path)
+        if self.is_local:
+            _write_renamed(Path(target), data)
+        else:
+            self._files.pipe_file(target, data)
+
+    def read(self, path: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            FileNotFoundError: there is none, or it has just been removed.
+        """
+        data: bytes = self._files.cat_file(self._absolute(path))
+        return data
+
+    def list(self, folder: str) -> tuple[StoredFile, ...]:
+        """The finished files of a folder by name; empty when the folder does not exist."""
+        return tuple(
+            StoredFile(_name(item["name"]), int(item["size"] or 0))
+            for item in self._items(folder)
+            if item["type"] == "file"
+        )
+
+    def folders(self, folder: str) -> tuple[str, ...]:
+        """The names of a folder's folders; empty when the folder does not exist."""
+        return tuple(_name(item["name"]) for item in self._items(folder) if item["type"] == "directory")
+
+    def size(self, path: str) -> int:
+        """Bytes of a file; FileNotFoundError when there is none."""
+        self._files.invalidate_cache()
+        return int(self._files.size(self._absolute(path)))
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder is there now."""
+        self._files.invalidate_cache()
+        return bool(self._files.exists(self._absolute(path)))
+
+    def remove(self, path: str) -> None:
+        """Removes a file or a whole folder; nothing happens when it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm(self._absolute(path), recursive=True)
+
+    def local_path(self, path: str) -> Path | None:
+        """The path on a mounted file system, None when the store is elsewhere."""
+        return Path(self._absolute(path)) if self.is_local else None
+
+    def sha256(self, path: str) -> str:
+        """Hex digest of a file, read in pieces."""
+        digest = hashlib.sha256()
+        with self._files.open(self._absolute(path), "rb") as stream:
+            while piece := stream.read(_CHUNK):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def _absolute(self, path: str) -> str:
+        relative = _relative(path)
+        return f"{self._root}/{relative}" if relative else self._root
+
+    def _items(self, folder: str) -> Sequence[Mapping[str, Any]]:
+        self._files.invalidate_cache()
+        try:
+            items = self._files.ls(self._absolute(folder), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        return sorted(
+            (item for item in items if not _name(item["name"]).startswith(".")), key=lambda item: item["name"]
+        )
+
+
+def open_store(url: str) -> Store:
+    """Opens a store; nothing is created until the first write.
+
+    Args:
+        url: `file:///folder`, an absolute path, or `s3://`, `gs://`, `az://` with bucket and prefix.
+
+    Raises:
+        StoreError: unknown scheme, relative path, or the scheme's package is not installed.
+    """
+    scheme = urlsplit(url).scheme or "file"
+    if scheme not in SUPPORTED_SCHEMES:
+        choices = ", ".join(SUPPORTED_SCHEMES)
+        raise StoreError(f"store.url: scheme {scheme!r} of {url!r} is not supported; use one of {choices}")
+    if scheme == "file" and not url.startswith(("/", "file:///")):
+        raise StoreError(f"store.url: {url!r} is not absolute; write file:///folder")
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise StoreError(f"store.url: {scheme} needs a package that this image does not have: {error}") from error
+    return Store(url, files, root.rstrip("/"))
+
+
+def _protocols(files: Any) -> tuple[str, ...]:
+    return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
+
+
+def _relative(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise StoreError(f"path {path!r} leaves the store")
+    return "" if pure == PurePosixPath() else str(pure)
+
+
+def _name(path: str) -> str:
+    return PurePosixPath(path.rstrip("/")).name
+
+
+def _write_renamed(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable; a rename without it can be undone by a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

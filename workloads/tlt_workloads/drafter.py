@@ -227,11 +227,7 @@ def write_initial_drafter(
     seed: int = 0,
     token_counts: Mapping[int, int] | None = None,
 ) -> DrafterConfig:
-    """Writes an untrained drafter that already resembles its target.
-
-    `fc` passes the highest auxiliary layer through, attention and MLP are copies of the target's last layer with the
-    half that reads the embedding turned down, norms and head are the target's.  What the target cannot give (another
-    shape, per-head norms) is drawn from a normal distribution of width 0.02.  The same arguments write the same bytes.
+    """Writes the files of `initial_tensors`.  The same arguments write the same bytes.
 
     Args:
         model_path: folder of the target: `config.json` and safetensors weights.
@@ -245,11 +241,7 @@ def write_initial_drafter(
     """
     target = TargetFiles(Path(model_path))
     config = drafter_config(target.config, draft_vocab_size=draft_vocab_size)
-    d2t, t2d = draft_vocabulary(token_counts, draft_vocab_size=draft_vocab_size, vocab_size=config.vocab_size)
-    tensors = _initial_tensors(target, config, t2d=t2d, seed=seed)
-    if config.draft_vocab_size != config.vocab_size:
-        tensors |= {"d2t": d2t, "t2d": t2d}
-    check_drafter_tensors(tensors, config)
+    tensors = initial_tensors(target, config, seed=seed, token_counts=token_counts)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n")
     (folder / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -318,11 +310,18 @@ class TargetFiles:
             raise DrafterError(f"spec.target.model: {path} cannot be read: {error}") from error
 
 
-def _initial_tensors(
-    target: TargetFiles, config: DrafterConfig, *, t2d: torch.Tensor, seed: int
+def initial_tensors(
+    target: TargetFiles, config: DrafterConfig, *, seed: int = 0, token_counts: Mapping[int, int] | None = None
 ) -> dict[str, torch.Tensor]:
+    """An untrained drafter that already resembles its target.
+
+    `fc` passes the highest auxiliary layer through, attention and MLP are copies of the target's last layer with the
+    half that reads the embedding turned down, norms and head are the target's.  What the target cannot give (another
+    shape) is drawn from a normal distribution of width 0.02.
+    """
     generator = torch.Generator().manual_seed(seed)
     specs = drafter_tensors(config)
+    d2t, t2d = draft_vocabulary(token_counts, draft_vocab_size=config.draft_vocab_size, vocab_size=config.vocab_size)
 
     def random(name: str) -> torch.Tensor:
         return torch.randn(specs[name].shape, generator=generator) * 0.02
@@ -356,8 +355,10 @@ def _initial_tensors(
         "norm.weight": target.final_norm(),
     }
     if "lm_head.weight" in specs:
-        tensors["lm_head.weight"] = target.head()[t2d]
-    return {name: tensor.to(specs[name].dtype).contiguous() for name, tensor in tensors.items()}
+        tensors |= {"lm_head.weight": target.head()[t2d], "d2t": d2t, "t2d": t2d}
+    ready = {name: tensor.to(specs[name].dtype).contiguous() for name, tensor in tensors.items()}
+    check_drafter_tensors(ready, config)
+    return ready
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 A shard is one safetensors file with the sequences that one policy version finished.  Its name tells what is inside,
 so that a listing is enough to count tokens: `<number:08d>-p<policy version>-t<rows>.safetensors`.
+
+torch is imported where tensors are touched, so that a process that only lists shards stays small.
 """
 
 from __future__ import annotations
@@ -10,17 +12,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-
+from tlt_workloads.contract import HIDDEN_STATES_FOLDER
 from tlt_workloads.store import Store
 
+if TYPE_CHECKING:
+    import torch
+
 FORMAT = "tlt-shard/1"
+_LONGEST_HEADER = 16 << 20
 _NAME = re.compile(r"^(?P<number>\d{8,})-p(?P<policy>\d+)-t(?P<tokens>\d+)\.safetensors$")
-_ELEMENT_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class ShardError(ValueError):
@@ -45,6 +47,8 @@ class CapturedSequence:
     first_row: int = 0  # rows before this token were not captured (prefix cache)
 
     def __post_init__(self) -> None:
+        import torch
+
         if self.token_ids.dtype != torch.int32 or self.token_ids.dim() != 1:
             raise ShardError(
                 f"token_ids: expected int32 [tokens], got {self.token_ids.dtype} {[*self.token_ids.shape]}"
@@ -78,6 +82,18 @@ class ShardEntry:
     size: int  # bytes
 
 
+@dataclass(frozen=True, kw_only=True)
+class SequenceSummary:
+    """A sequence of a shard as the shard's header tells it."""
+
+    tokens: int
+    rows: int
+    first_row: int
+    prompt_length: int
+    policy_version: int
+    finished: bool
+
+
 def write_shard(
     store: Store, folder: str, *, number: int, sequences: Sequence[CapturedSequence], metadata: ShardMetadata
 ) -> str:
@@ -86,6 +102,9 @@ def write_shard(
     Raises:
         ShardError: no sequences, or they differ in policy version, layers or element type.
     """
+    import torch
+    from safetensors.torch import save
+
     if not sequences:
         raise ShardError("sequences: a shard needs at least one")
     versions = {sequence.policy_version for sequence in sequences}
@@ -101,7 +120,6 @@ def write_shard(
     header = {
         "format": FORMAT,
         "metadata": json.dumps(asdict(metadata)),
-        "dtype": str(sequences[0].hidden_states.dtype).removeprefix("torch."),
         "sequences": json.dumps([_describe(sequence) for sequence in sequences]),
     }
     tensors = {
@@ -125,16 +143,16 @@ def read_shard(store: Store, path: str, *, expected: ShardMetadata | None = None
         ShardError: the file is not a whole shard of this format, or does not fit `expected`.
         FileNotFoundError: the ring has dropped it meanwhile.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     data = store.read(path)
     try:
         header = _header(data)
         if header.get("format") != FORMAT:
             raise ShardError(f"{path}: format {header.get('format')!r}, expected {FORMAT!r}")
         metadata = _metadata(json.loads(header["metadata"]))
-        tensors = load(data)
-        sequences = _split(tensors, json.loads(header["sequences"]))
-        if tensors["hidden_states"].dtype != _ELEMENT_TYPES[header["dtype"]]:
-            raise ShardError(f"{path}: holds {tensors['hidden_states'].dtype}, its header says {header['dtype']}")
+        sequences = _split(load(data), json.loads(header["sequences"]))
     except ShardError:
         raise
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
@@ -143,6 +161,25 @@ def read_shard(store: Store, path: str, *, expected: ShardMetadata | None = None
     if wanted and found != wanted:
         raise ShardError(f"{path}: layers {found[0]} {found[1]}, the drafter reads {wanted[0]} {wanted[1]}")
     return sequences
+
+
+def read_shard_summary(store: Store, path: str) -> tuple[SequenceSummary, ...]:
+    """What a shard holds, from its header alone.
+
+    Raises:
+        ShardError: the file is not a shard of this format.
+        FileNotFoundError: the ring has dropped it meanwhile.
+    """
+    try:
+        length = int.from_bytes(store.read(path, stop=8), "little")
+        header = _header(store.read(path, stop=8 + min(length, _LONGEST_HEADER)))
+        if header.get("format") != FORMAT:
+            raise ShardError(f"{path}: format {header.get('format')!r}, expected {FORMAT!r}")
+        return tuple(SequenceSummary(**item) for item in json.loads(header["sequences"]))
+    except ShardError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: not a whole shard: {error}") from error
 
 
 def shard_entries(store: Store, folder: str) -> tuple[ShardEntry, ...]:
@@ -160,6 +197,12 @@ def shard_entries(store: Store, folder: str) -> tuple[ShardEntry, ...]:
         if match
     )
     return tuple(sorted(entries, key=lambda entry: entry.number))
+
+
+def job_shards(store: Store) -> tuple[ShardEntry, ...]:
+    """Every shard of every pod of a job, from the root of the job's folder."""
+    folders = (f"{HIDDEN_STATES_FOLDER}/{pod}" for pod in store.folders(HIDDEN_STATES_FOLDER))
+    return tuple(entry for folder in folders for entry in shard_entries(store, folder))
 
 
 def _describe(sequence: CapturedSequence) -> dict[str, Any]:
@@ -187,6 +230,8 @@ def _metadata(data: Mapping[str, Any]) -> ShardMetadata:
 
 
 def _split(tensors: Mapping[str, torch.Tensor], described: list[dict[str, Any]]) -> list[CapturedSequence]:
+    import torch
+
     token_ids = torch.split(tensors["token_ids"], [item["tokens"] for item in described])
     hidden_states = torch.split(tensors["hidden_states"], [item["rows"] for item in described])
     return [

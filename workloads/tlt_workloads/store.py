@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,13 +60,25 @@ class Store:
         else:
             self._files.pipe_file(target, data)
 
-    def read(self, path: str) -> bytes:
-        """The whole file.
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes a file only if none is there; of several writers exactly one gets True."""
+        target = self._absolute(path)
+        try:
+            if self.is_local:
+                _write_linked(Path(target), data)
+            else:
+                self._files.pipe_file(target, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def read(self, path: str, *, start: int = 0, stop: int | None = None) -> bytes:
+        """The whole file, or its bytes from `start` to `stop`.
 
         Raises:
             FileNotFoundError: there is none, or it has just been removed.
         """
-        data: bytes = self._files.cat_file(self._absolute(path))
+        data: bytes = self._files.cat_file(self._absolute(path), start=start, end=stop)
         return data
 
     def list(self, folder: str) -> tuple[StoredFile, ...]:
@@ -161,6 +173,19 @@ def _name(path: str) -> str:
 
 
 def _write_renamed(target: Path, data: bytes) -> None:
+    with _partial_file(target, data) as partial:
+        partial.replace(target)
+
+
+def _write_linked(target: Path, data: bytes) -> None:
+    """A link, unlike a rename, fails when the name is taken."""
+    with _partial_file(target, data) as partial:
+        target.hardlink_to(partial)
+
+
+@contextlib.contextmanager
+def _partial_file(target: Path, data: bytes) -> Iterator[Path]:
+    """The data under a temporary name beside the target; durable after the caller has given it its name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
@@ -168,10 +193,9 @@ def _write_renamed(target: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(target)
-    except BaseException:
+        yield partial
+    finally:
         partial.unlink(missing_ok=True)
-        raise
     _sync_folder(target.parent)
 
 

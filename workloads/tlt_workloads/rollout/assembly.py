@@ -1,0 +1,145 @@
+"""Puts the API process's side together: the pod, its updates, its settings and its metrics."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlt_workloads.contract import (
+    HIDDEN_STATES_FOLDER,
+    POD_NAME_VARIABLE,
+    RolloutConfig,
+    SpeculationMode,
+    SpeculationSettings,
+    config_digest,
+)
+from tlt_workloads.drafter import WEIGHTS_FILE
+from tlt_workloads.rollout.compat import engine_version
+from tlt_workloads.rollout.counters import CounterPage, create_page, inherited_page
+from tlt_workloads.rollout.engine import CaptureOrder, VllmEngine
+from tlt_workloads.rollout.locations import JobFolder, job_folder
+from tlt_workloads.rollout.metrics import publish
+from tlt_workloads.rollout.pod import Identity, Readings, RolloutPod
+from tlt_workloads.rollout.speculation import draft_lengths
+from tlt_workloads.rollout.stats import TOTALS
+from tlt_workloads.rollout.updates import GapWatch, Updates
+from tlt_workloads.store import open_store
+
+LARGEST_BATCH_VARIABLE = "TLT_LARGEST_SPECULATED_BATCH"  # above this many requests nothing is drafted
+LARGEST_BATCH_DEFAULT = 32
+NO_DRAFTER = "capture: the server was started without speculation, so no hidden states can be recorded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What the routes work with."""
+
+    pod: RolloutPod
+    updates: Updates
+    job_folder: JobFolder
+    model: str
+    longest_draft: int
+    max_batch: int
+    largest_batch: int
+
+    async def configure(self, config: RolloutConfig) -> tuple[str, ...]:
+        """Takes the job's settings; what cannot be done is said in the warnings.
+
+        Raises:
+            SpeculationRefusedError: the engine cannot speculate as asked.
+            StoreError: the store's URL cannot be used.
+        """
+        digest = config_digest(config)
+        warnings = () if self.pod.identity.drafter_method or not config.capture.enabled else (NO_DRAFTER,)
+        if digest == self.pod.config_digest:
+            return warnings
+        open_store(config.store_url)
+        self.job_folder.url = job_folder(config.store_url, config.job)
+        self.pod.set_idle_after(config.idle_after)
+        if self.pod.identity.drafter_method:
+            await self.pod.engine.capture(
+                CaptureOrder(
+                    store_url=self.job_folder.url,
+                    folder=f"{HIDDEN_STATES_FOLDER}/{os.environ.get(POD_NAME_VARIABLE) or os.uname().nodename}",
+                    model=self.model,
+                    settings=config.capture,
+                )
+            )
+            await self.set_speculation(config.speculation)
+        self.pod.config_digest = digest
+        self.pod.note()
+        return warnings
+
+    async def set_speculation(self, settings: SpeculationSettings) -> None:
+        """Mode and draft length from the next step on.
+
+        Raises:
+            SpeculationRefusedError: the engine cannot speculate like that.
+        """
+        lengths = draft_lengths(
+            settings, longest=self.longest_draft, largest_batch=self.largest_batch, max_batch=self.max_batch
+        )
+        if self.pod.identity.drafter_method:
+            await self.pod.engine.set_draft_lengths(lengths)
+        self.pod.speculation = settings
+        self.pod.note()
+
+
+async def assemble(client: Any, args: Namespace) -> Rollout:
+    """Builds the pod around vLLM's client once the engine is up."""
+    config = client.vllm_config
+    speculative = config.speculative_config
+    page: CounterPage = inherited_page() or create_page()
+    pod = RolloutPod(
+        VllmEngine(client),
+        identity=Identity(
+            served_names=tuple(args.served_model_name or [args.model]),
+            engine_version=engine_version(),
+            plugin_version=_plugin_version(),
+            drafter_method=None if speculative is None else speculative.method,
+            can_sleep=bool(config.model_config.enable_sleep_mode) and config.device_config.device_type != "cpu",
+        ),
+        readings=Readings(
+            waiting=lambda: TOTALS.waiting,
+            generated_tokens=lambda: TOTALS.generated_tokens,
+            acceptance=TOTALS.acceptance,
+            capture=page.capture,
+        ),
+    )
+    longest = 0
+    if speculative is not None:
+        longest = speculative.num_speculative_tokens
+        pod.speculation = SpeculationSettings(mode=SpeculationMode.ADAPTIVE, draft_length=longest)
+        pod.drafter_digest = _digest_of(Path(speculative.draft_model_config.model) / WEIGHTS_FILE)
+    rollout = Rollout(
+        pod=pod,
+        updates=Updates(
+            pod,
+            on_new_drafter=TOTALS.restart_acceptance,
+            longest_gap=GapWatch(start=TOTALS.watch_gaps, stop=TOTALS.longest_gap),
+        ),
+        job_folder=JobFolder.from_environment(),
+        model=args.model,
+        longest_draft=longest,
+        max_batch=config.scheduler_config.max_num_seqs,
+        largest_batch=int(os.environ.get(LARGEST_BATCH_VARIABLE) or LARGEST_BATCH_DEFAULT),
+    )
+    publish(pod)
+    return rollout
+
+
+def _digest_of(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    return open_store(str(path.parent.absolute())).sha256(path.name)
+
+
+def _plugin_version() -> str:
+    try:
+        return importlib.metadata.version("tlt-operator")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

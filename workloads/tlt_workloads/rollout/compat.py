@@ -1,0 +1,163 @@
+"""Everything that vLLM 0.32 does not offer an extension point for, in one place.
+
+Each entry says what it works around, where upstream stands, and which test fails once it can go.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tlt_workloads.rollout.capture import CaptureTap
+
+logger = logging.getLogger("vllm.tlt")
+
+SUPPORTED_SERIES = ("0.32",)
+OVERRIDE_VARIABLE = "TLT_ALLOW_UNSUPPORTED_ENGINE"
+
+
+class UnsupportedEngineError(RuntimeError):
+    """This vLLM was not tried with the plugin."""
+
+
+def check_engine_version(version: str) -> None:
+    """Refuses a vLLM series that the plugin was not tested with.
+
+    Raises:
+        UnsupportedEngineError: names the supported series and the way to insist.
+    """
+    series = ".".join(version.split(".")[:2])
+    if series in SUPPORTED_SERIES or os.environ.get(OVERRIDE_VARIABLE) == "1":
+        return
+    supported = ", ".join(f"{item}.*" for item in SUPPORTED_SERIES)
+    raise UnsupportedEngineError(
+        f"vLLM {version} is not supported, use {supported}; set {OVERRIDE_VARIABLE}=1 to run it all the same"
+    )
+
+
+def engine_version() -> str:
+    """The version of the installed vLLM; its CPU distribution has another name, so metadata of `vllm` may be absent."""
+    from vllm.version import __version__
+
+    version: str = __version__
+    return version
+
+
+def attach_to_workers() -> None:
+    """Gives each worker the control routes' methods and its model runner the capture tap, once its device is up.
+
+    vLLM's plugin guide wants the general plugin to install what endpoint plugins call, but has no hook for it; the slot
+    `--worker-extension-cls` exists once and RL frameworks take it: https://docs.vllm.ai/en/latest/design/plugin_system/.
+    Attached to instances, so that neither the platform nor the order of imports matters.  Goes when plugins can
+    register worker methods; `tests/engine` fails as a whole when it stops to work.
+    """
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    original = WorkerWrapperBase.init_device
+    if hasattr(original, "_tlt"):
+        return
+
+    @functools.wraps(original)
+    def init_device(self: Any) -> None:
+        original(self)
+        from tlt_workloads.rollout.worker import WorkerSide
+
+        WorkerSide(self.worker).attach()
+
+    init_device._tlt = True  # type: ignore[attr-defined]
+    WorkerWrapperBase.init_device = init_device
+
+
+def tap_model_runner(runner: Any, tap: CaptureTap) -> None:
+    """Shows each step's hidden states to the tap.
+
+    vLLM hands hidden states out only by the speculative method `extract_hidden_states`, which takes the place of the
+    drafter: https://docs.vllm.ai/en/latest/features/spec_decode/.  Goes when an engine can do both at once;
+    `tests/engine/test_capture.py` compares what is captured with a second implementation of the model.
+    """
+    if not hasattr(runner, "propose_draft_token_ids"):
+        logger.warning("capture: this model runner cannot be tapped, start with VLLM_USE_V2_MODEL_RUNNER=0")
+        return
+    propose, update = runner.propose_draft_token_ids, runner._update_states
+
+    @functools.wraps(propose)
+    def propose_draft_token_ids(
+        scheduled: Any, sampled: Any, sampling: Any, hidden: Any, sampled_hidden: Any, auxiliary: Any, *rest: Any
+    ) -> Any:
+        _guard(tap.before_propose, runner, scheduled, sampled, hidden, auxiliary)
+        return propose(scheduled, sampled, sampling, hidden, sampled_hidden, auxiliary, *rest)
+
+    @functools.wraps(update)
+    def _update_states(scheduled: Any) -> Any:
+        _guard(tap.before_update, scheduled)
+        return update(scheduled)
+
+    runner.propose_draft_token_ids = propose_draft_token_ids
+    runner._update_states = _update_states
+
+
+def add_core_methods() -> None:
+    """Lets the scheduler's batch-size schedule be replaced while it runs.
+
+    vLLM reads `num_speculative_tokens_per_batch_size` at start only.  Goes when the schedule can be set by a public
+    call; `tests/engine/test_speculation.py` changes it on a live server.
+    """
+    core = sys.modules.get("vllm.v1.engine.core")  # a worker's process has no core, and need not import one
+    if core is None:
+        return
+
+    def tlt_set_draft_lengths(self: Any, lengths: list[int]) -> None:
+        self.scheduler.dynamic_sd_lookup = list(lengths)
+
+    core.EngineCore.tlt_set_draft_lengths = tlt_set_draft_lengths
+
+
+def fix_expand_kernel() -> None:
+    """Gives speculative sampling on a CPU its temperatures.
+
+    vLLM 0.32's replacement of `expand_kernel` for CPUs without Triton writes into an int64 copy of a float tensor, so
+    that temperature, top-p and top-k of drafted tokens are uninitialised memory: with T > 0 nearly every draft is
+    rejected and the distribution is wrong.  The platform registers the replacement after plugins are loaded, by its
+    name in the module, so that is what is exchanged.  Goes when `tests/unit/tlt_workloads/rollout/test_compat.py`
+    says that the original is right.
+    """
+    from vllm.utils import cpu_triton_utils
+
+    cpu_triton_utils._expand_kernel_impl = expand_kernel
+
+
+def expand_kernel(
+    output: Any,
+    input_val: Any,
+    cu_num_tokens: Any,
+    replace_from: int,
+    replace_to: int,
+    MAX_NUM_TOKENS: int | None = None,  # noqa: N803 - vLLM passes it by this name
+) -> None:
+    """Repeats one value per request for each of its tokens; `replace_from` becomes `replace_to`.
+
+    Args:
+        output: [tokens], written in place.
+        input_val: [requests].
+        cu_num_tokens: [requests], running total of tokens.
+        replace_from: value to replace.
+        replace_to: by this one.
+        MAX_NUM_TOKENS: block size of the GPU kernel, unused.
+    """
+    counts = cu_num_tokens.clone()
+    counts[1:] -= cu_num_tokens[:-1]
+    values = input_val.masked_fill(input_val == replace_from, replace_to)
+    expanded = values.repeat_interleave(counts.long())
+    output[: len(expanded)] = expanded.to(output.dtype)
+
+
+def _guard(action: Any, *arguments: Any) -> None:
+    """The tap watches; whatever goes wrong in it must not stop the engine."""
+    try:
+        action(*arguments)
+    except Exception:
+        logger.exception("capture: step not recorded")

@@ -1,0 +1,274 @@
+"""This rollout pod as one object: what it is doing, who holds its GPU, which weights it has.
+
+All of it runs in the API process's event loop, so that nothing here needs a lock except what awaits the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tlt_workloads.contract import (
+    AcceptanceCounters,
+    CaptureCounters,
+    LeaseRequest,
+    LeaseView,
+    MemoryMode,
+    RevokeReason,
+    RolloutState,
+    SpeculationMode,
+    SpeculationSettings,
+)
+from tlt_workloads.rollout.activity import ActivityClock
+from tlt_workloads.rollout.engine import Engine
+from tlt_workloads.rollout.lease import LeaseBook, LeaseHeldError
+from tlt_workloads.rollout.slumber import Slumber
+
+logger = logging.getLogger("vllm.tlt")
+
+HAND_BACK_LIMIT = 60.0  # seconds that a request waits for a sleeping engine's GPU before the lease is ended for it
+
+
+class RefusedError(Exception):
+    """The pod will not do that now.  `reason` is CamelCase, the message a sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What does not change while the server runs."""
+
+    served_names: tuple[str, ...]
+    engine_version: str
+    plugin_version: str
+    drafter_method: str | None  # None = started without speculation
+    can_sleep: bool  # the engine can give its memory back
+
+
+@dataclass(kw_only=True)
+class Readings:
+    """Where the totals come from that others count."""
+
+    waiting: Callable[[], int]
+    generated_tokens: Callable[[], int]
+    acceptance: Callable[[], AcceptanceCounters]
+    capture: Callable[[], CaptureCounters]
+
+
+class RolloutPod:
+    """The pod's facts, the changes to them, and those who wait for the next change."""
+
+    def __init__(
+        self, engine: Engine, *, identity: Identity, readings: Readings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.engine = engine
+        self.identity = identity
+        self._readings = readings
+        self._clock = clock
+        self.boot = uuid.uuid4().hex
+        self.seq = 1
+        self._changed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self.activity = ActivityClock(started_at=clock())
+        self.leases = LeaseBook()
+        self._slumber = Slumber(engine)
+        self.policy_version = 0
+        self.drafter_revision: str | None = None
+        self.drafter_digest: str | None = None
+        self.swap_stall: float | None = None
+        self.speculation = SpeculationSettings(mode=SpeculationMode.OFF, draft_length=0)
+        self.config_digest: str | None = None
+        self._arm()
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    def facts(self) -> RolloutState:
+        """The public state."""
+        now = self._clock()
+        self.activity.pass_time(now)
+        unfinished = self.engine.unfinished_requests()
+        waiting = min(unfinished, self._readings.waiting())
+        return RolloutState(
+            seq=self.seq,
+            boot=self.boot,
+            running=unfinished - waiting,
+            waiting=waiting,
+            idle=self.activity.is_idle(now) and unfinished == 0,
+            idle_for=self.activity.idle_for(now),
+            paused=self.activity.paused,
+            updating=self.activity.updating,
+            lease=self.leases.view(now=now),
+            last_lease=self.leases.ended_view(now=now),
+            policy_version=self.policy_version,
+            drafter_revision=self.drafter_revision,
+            drafter_digest=self.drafter_digest,
+            drafter_method=self.identity.drafter_method,
+            speculation=self.speculation.mode,
+            draft_length=self.speculation.draft_length,
+            config_digest=self.config_digest,
+            served_names=self.identity.served_names,
+            requests=self.activity.requests,
+            failed_requests=self.activity.failed,
+            aborted_requests=self.activity.aborted,
+            generated_tokens=self._readings.generated_tokens(),
+            busy_seconds=self.activity.busy_seconds,
+            idle_seconds=self.activity.idle_seconds,
+            lent_seconds=self.activity.lent_seconds,
+            capture=self._readings.capture(),
+            acceptance=self._readings.acceptance(),
+            engine_version=self.identity.engine_version,
+            plugin_version=self.identity.plugin_version,
+            swap_stall=self.swap_stall,
+        )
+
+    async def wait_for_change(self, seq: int, *, within: float) -> None:
+        """Returns at once when the sequence number differs from `seq`, else at the next change or after `within` s."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while self.seq == seq:
+                    await self._changed.wait()
+
+    # -- requests (gate.Doorkeeper) --------------------------------------------------------------------------------
+
+    async def admit(self) -> None:
+        """A generation request arrived: the lease is asked back at once; a sleeping engine wakes first."""
+        now = self._clock()
+        self.activity.arrive(now)
+        self.leases.revoke(RevokeReason.REQUEST, now=now)
+        self._note_change()
+        if self._slumber.asleep:
+            await self._wait_for_hand_back()
+            await self._slumber.wake()
+
+    def depart(self, *, failed: bool, aborted: bool) -> None:
+        """A generation request is over."""
+        self.activity.depart(self._clock(), failed=failed, aborted=aborted)
+        self._note_change()
+
+    # -- lease -----------------------------------------------------------------------------------------------------
+
+    async def grant(self, request: LeaseRequest) -> LeaseView:
+        """Lends the GPU.
+
+        Raises:
+            RefusedError: NotIdle, Held, Paused, Updating; Unsupported when the engine cannot sleep.
+        """
+        if request.memory is MemoryMode.SLEEP and not self.identity.can_sleep:
+            raise RefusedError("Unsupported", "memory: Sleep needs an engine started with --enable-sleep-mode")
+        unfinished = self.engine.unfinished_requests()
+        now = self._clock()
+        held = self.leases.current
+        if held is None or held.holder != request.holder:
+            self._check_lendable(now, unfinished=unfinished)
+        try:
+            lease = self.leases.grant(request, id=secrets.token_hex(8), now=now)
+        except LeaseHeldError as error:
+            raise RefusedError("Held", str(error)) from error
+        self.activity.set_lent(True, now=now)
+        self._note_change()
+        if lease.memory is MemoryMode.SLEEP:
+            await self._slumber.fall_asleep()
+        view = self.leases.view(now=self._clock())
+        if view is None:
+            raise RefusedError("NotIdle", "the lease ended while the engine went to sleep")
+        return view
+
+    def heartbeat(self, holder: str) -> bool:
+        """The holder is alive; False when it has no lease."""
+        alive = self.leases.heartbeat(holder, now=self._clock())
+        self._arm()
+        return alive
+
+    def revoke(self, reason: RevokeReason) -> bool:
+        """Asks the lease back; False when there is none to ask back."""
+        changed = self.leases.revoke(reason, now=self._clock())
+        if changed:
+            self._note_change()
+        return changed
+
+    async def release(self, holder: str) -> None:
+        """The holder gives the lease back; a sleeping engine wakes.
+
+        Raises:
+            NotHolderError: another holder has it.
+        """
+        self.leases.release(holder, now=self._clock())
+        self._note_change()
+        await self._slumber.wake()
+
+    def _check_lendable(self, now: float, *, unfinished: int) -> None:
+        if self.leases.current is not None:
+            raise RefusedError("Held", f"the lease belongs to {self.leases.current.holder}")
+        if self.activity.paused:
+            raise RefusedError("Paused", "generation is paused, which is not idle")
+        if self.activity.updating:
+            raise RefusedError("Updating", "a weight update is in flight")
+        if unfinished or not self.activity.is_idle(now):
+            raise RefusedError(
+                "NotIdle", f"{max(unfinished, self.activity.in_flight)} requests, or quiet for too short"
+            )
+
+    async def _wait_for_hand_back(self) -> None:
+        try:
+            async with asyncio.timeout(HAND_BACK_LIMIT):
+                while self.leases.current is not None:
+                    await self._changed.wait()
+        except TimeoutError:
+            logger.warning("lease not handed back within %.0f s, ended for a waiting request", HAND_BACK_LIMIT)
+            if self.leases.current is not None:
+                self.leases.release(self.leases.current.holder, now=self._clock())
+                self._note_change()
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def set_paused(self, paused: bool) -> None:
+        """Somebody paused or resumed the engine through a route."""
+        self.activity.set_paused(paused, now=self._clock())
+        self._note_change()
+
+    def set_updating(self, updating: bool) -> None:
+        """A weight update began or ended."""
+        self.activity.set_updating(updating, now=self._clock())
+        self._note_change()
+
+    def note(self) -> None:
+        """Another fact changed."""
+        self._note_change()
+
+    def set_idle_after(self, seconds: float) -> None:
+        """How long the pod must be quiet to count as idle."""
+        self.activity.idle_after = seconds
+        self._note_change()
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def _note_change(self) -> None:
+        self.activity.set_lent(self.leases.current is not None, now=self._clock())
+        self.seq += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._arm()
+
+    def _arm(self) -> None:
+        """Sets the one timer to the next instant at which time alone changes something."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._clock()
+        deadlines = [at for at in (self.activity.next_edge(now), self.leases.next_deadline()) if at is not None]
+        if deadlines:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(0.0, min(deadlines) - now), self._on_deadline)
+
+    def _on_deadline(self) -> None:
+        self.leases.pass_time(now=self._clock())
+        self._note_change()

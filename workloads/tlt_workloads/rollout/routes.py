@@ -1,0 +1,203 @@
+"""The control routes below `/tlt/v1`: who may call, what comes in, what goes out.  vLLM's endpoint plugin."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import State
+
+from tlt_workloads import contract
+from tlt_workloads.rollout import weight_routes
+from tlt_workloads.rollout.assembly import Rollout, assemble
+from tlt_workloads.rollout.auth import TokenFile, UnauthorizedError
+from tlt_workloads.rollout.engine import DrafterRefusedError
+from tlt_workloads.rollout.gate import RequestGate
+from tlt_workloads.rollout.lease import NotHolderError
+from tlt_workloads.rollout.locations import OutsideStoreError
+from tlt_workloads.rollout.pod import RefusedError
+from tlt_workloads.rollout.speculation import SpeculationRefusedError
+
+logger = logging.getLogger("vllm.tlt")
+
+LONGEST_WAIT = 60.0  # seconds of a long poll
+HEARTBEAT = 1.0  # seconds between two looks at whether a polling holder is still connected
+
+router = APIRouter()
+Payload = TypeVar("Payload")
+Handler = Callable[[Request, Rollout], Awaitable[Response]]
+
+
+class BadRequestError(ValueError):
+    """The request does not fit the contract."""
+
+
+def control(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Checks the token, hands the pod over and turns errors into the contract's answers."""
+
+    @functools.wraps(handler)
+    async def guarded(request: Request) -> Response:
+        try:
+            request.app.state.tlt_token.check(request.headers.get("authorization"))
+            rollout: Rollout | None = getattr(request.app.state, "tlt_rollout", None)
+            if rollout is None:
+                return failure(503, "Starting", "the engine is not up yet")
+            return await handler(request, rollout)
+        except UnauthorizedError as error:
+            return failure(401, "Unauthorized", str(error))
+        except (BadRequestError, contract.ContractError, SpeculationRefusedError) as error:
+            return failure(400, "BadRequest", str(error))
+        except RefusedError as error:
+            return failure(409, error.reason, str(error))
+        except NotHolderError as error:
+            return failure(409, "NotHolder", str(error))
+        except OutsideStoreError as error:
+            return failure(422, "OutsideStore", str(error))
+        except DrafterRefusedError as error:
+            return failure(422, error.reason, str(error))
+
+    guarded.__annotations__ = {"request": Request, "return": Response}
+    del guarded.__wrapped__  # type: ignore[attr-defined]  # FastAPI would read the handler's own signature
+    return guarded
+
+
+def failure(status: int, reason: str, message: str) -> JSONResponse:
+    """An error as the contract shapes it."""
+    return JSONResponse({"error": {"reason": reason, "message": message}}, status_code=status)
+
+
+@router.get(contract.STATE_ROUTE)
+@control
+async def get_state(request: Request, rollout: Rollout) -> Response:
+    """`GET state?seq=&wait=`: the pod's facts, at the next change."""
+    seq, wait = _poll(request)
+    await rollout.pod.wait_for_change(seq, within=wait)
+    return JSONResponse(contract.encode(rollout.pod.facts()))
+
+
+@router.post(contract.LEASE_ROUTE)
+@control
+async def post_lease(request: Request, rollout: Rollout) -> Response:
+    """`POST lease`: lends the GPU."""
+    wanted = await _body(request, contract.LeaseRequest)
+    if not wanted.holder:
+        raise BadRequestError("holder: must not be empty")
+    if wanted.ttl <= 0 or wanted.window < 0:
+        raise BadRequestError("ttl: must be above 0, window: must not be negative")
+    view = await rollout.pod.grant(wanted)
+    return JSONResponse(contract.encode(view), status_code=201)
+
+
+@router.get(contract.LEASE_ROUTE)
+@control
+async def get_lease(request: Request, rollout: Rollout) -> Response:
+    """`GET lease?holder=&seq=&wait=`: the lease at its next change; a heartbeat of the holder while it waits."""
+    pod = rollout.pod
+    holder = request.query_params.get("holder", "")
+    seq, wait = _poll(request)
+    if holder:
+        pod.heartbeat(holder)
+    while wait > 0 and pod.seq == seq:
+        await pod.wait_for_change(seq, within=min(wait, HEARTBEAT))
+        wait -= HEARTBEAT
+        if holder and not await request.is_disconnected():
+            pod.heartbeat(holder)
+    lease = pod.facts().lease
+    return JSONResponse({"seq": pod.seq, "boot": pod.boot, "lease": None if lease is None else contract.encode(lease)})
+
+
+@router.delete(contract.LEASE_ROUTE)
+@control
+async def delete_lease(request: Request, rollout: Rollout) -> Response:
+    """`DELETE lease?holder=` gives it back, `?revoke=reason` asks it back."""
+    holder, reason = request.query_params.get("holder"), request.query_params.get("revoke")
+    if (holder is None) == (reason is None):
+        raise BadRequestError("send either holder= (give back) or revoke= (ask back)")
+    if holder is not None:
+        await rollout.pod.release(holder)
+    else:
+        rollout.pod.revoke(_revoke_reason(reason or ""))
+    return JSONResponse(contract.encode(rollout.pod.facts()))
+
+
+@router.post(contract.DRAFTER_ROUTE)
+@control
+async def post_drafter(request: Request, rollout: Rollout) -> Response:
+    """`POST drafter`: a new revision."""
+    load = await _body(request, contract.DrafterLoad)
+    path: Path = rollout.job_folder.resolve(load.url)
+    loaded = await rollout.updates.load_drafter(load, path=str(path))
+    return JSONResponse(contract.encode(loaded))
+
+
+@router.post(contract.SPECULATION_ROUTE)
+@control
+async def post_speculation(request: Request, rollout: Rollout) -> Response:
+    """`POST speculation`: mode and draft length from now on."""
+    await rollout.set_speculation(await _body(request, contract.SpeculationSettings))
+    return JSONResponse(contract.encode(rollout.pod.facts()))
+
+
+@router.post(contract.CONFIG_ROUTE)
+@control
+async def post_config(request: Request, rollout: Rollout) -> Response:
+    """`POST config`: what the pod must know of its job; the same again changes nothing."""
+    warnings = await rollout.configure(await _body(request, contract.RolloutConfig))
+    return JSONResponse({"configDigest": rollout.pod.config_digest, "warnings": list(warnings)})
+
+
+class TltEndpoints:
+    """`vllm.endpoint_plugins` entry point; see vLLM's `plugins/endpoint_plugins/interface.py`."""
+
+    name = "tlt"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Adds the routes and the door that generation requests pass."""
+        app.state.tlt_token = TokenFile.from_environment()
+        app.include_router(router)
+        app.include_router(weight_routes.router)
+        app.add_middleware(RequestGate, doorkeeper=lambda: _doorkeeper(app))
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """The engine is up: from now on the pod has facts."""
+        if engine_client is not None:
+            state.tlt_rollout = await assemble(engine_client, args)
+
+
+def _doorkeeper(app: FastAPI) -> Any:
+    rollout: Rollout | None = getattr(app.state, "tlt_rollout", None)
+    return None if rollout is None else rollout.pod
+
+
+async def _body(request: Request, kind: type[Payload]) -> Payload:
+    assert dataclasses.is_dataclass(kind)
+    try:
+        data = await request.json()
+    except ValueError as error:
+        raise BadRequestError(f"body: not JSON: {error}") from error
+    return contract.decode(kind, data)
+
+
+def _poll(request: Request) -> tuple[int, float]:
+    try:
+        seq = int(request.query_params.get("seq", "0"))
+        wait = float(request.query_params.get("wait", "0"))
+    except ValueError as error:
+        raise BadRequestError(f"seq, wait: expected numbers: {error}") from error
+    return seq, min(max(wait, 0.0), LONGEST_WAIT)
+
+
+def _revoke_reason(word: str) -> contract.RevokeReason:
+    try:
+        return contract.RevokeReason(word)
+    except ValueError:
+        choices = ", ".join(reason.value for reason in contract.RevokeReason)
+        raise BadRequestError(f"revoke: {word!r} is not one of {choices}") from None

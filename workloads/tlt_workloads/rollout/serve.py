@@ -1,0 +1,168 @@
+"""`tlt-rollout`: vLLM's own server with the plugin, a first drafter and the flags that the loop needs.
+
+Every flag of `vllm serve` may follow and wins over what is chosen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from tlt_workloads.rollout.placement import emulated_cores, pin
+
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # without them a CPU emulates bfloat16, at a tenth of the speed
+CACHE_VARIABLES = ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "MPLCONFIGDIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What this command itself decides."""
+
+    model: str
+    speculate: bool
+    speculative_tokens: int
+    draft_vocab_size: int
+    drafter_folder: Path | None  # None: an untrained one is written
+    rest: tuple[str, ...]  # vLLM's flags
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Reads the command line; unknown flags are vLLM's."""
+    parser = argparse.ArgumentParser(prog="tlt-rollout", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="folder or name of the policy's model")
+    parser.add_argument("--no-speculation", action="store_true", help="a plain server, for comparison")
+    parser.add_argument("--speculative-tokens", type=int, default=3, help="longest draft (default 3)")
+    parser.add_argument("--draft-vocab-size", type=int, default=8192, help="tokens that can be drafted (default 8192)")
+    parser.add_argument("--drafter-folder", type=Path, help="an EAGLE-3 drafter to start with")
+    known, rest = parser.parse_known_args(arguments)
+    return Settings(
+        model=known.model,
+        speculate=not known.no_speculation,
+        speculative_tokens=known.speculative_tokens,
+        draft_vocab_size=known.draft_vocab_size,
+        drafter_folder=known.drafter_folder,
+        rest=tuple(rest),
+    )
+
+
+def vllm_arguments(settings: Settings, *, drafter: Path | None, element_type: str | None) -> list[str]:
+    """vLLM's command line; a flag that the caller gave is left alone."""
+    flags: dict[str, str] = {
+        "--model": settings.model,
+        "--api-server-count": "1",
+        "--logprobs-mode": "processed_logprobs",
+        "--max-logprobs": "-1",
+        "--weight-transfer-config": json.dumps({"backend": "tlt"}),
+    }
+    if element_type is not None:
+        flags["--dtype"] = element_type
+    if drafter is not None:
+        flags["--speculative-config"] = json.dumps(speculative_config(drafter, settings.speculative_tokens))
+    given = {argument.partition("=")[0].replace("_", "-") for argument in settings.rest if argument.startswith("--")}
+    if _asks_for_automatic_type(settings.rest):
+        given.discard("--dtype")
+    chosen = [word for flag, value in flags.items() if flag not in given for word in (flag, value)]
+    return [*settings.rest, *chosen]
+
+
+def speculative_config(drafter: Path, tokens: int) -> dict[str, object]:
+    """EAGLE-3 by name, because vLLM takes a local folder for a draft model otherwise; with a schedule, so that it can
+    be replaced later without another kind of CUDA graph."""
+    return {
+        "method": "eagle3",
+        "model": str(drafter),
+        "num_speculative_tokens": tokens,
+        "num_speculative_tokens_per_batch_size": [[1, 1 << 20, tokens]],
+    }
+
+
+def element_type_for(processor_flags: frozenset[str]) -> str:
+    """The element type that a CPU of these abilities computes fastest in."""
+    return "bfloat16" if processor_flags & BF16_FLAGS else "float32"
+
+
+def environment_for(environment: Mapping[str, str], *, scratch: Path, on_cpu: bool) -> dict[str, str]:
+    """What vLLM must find in its environment and does not: the plugin, writable caches, this model runner."""
+    plugins = [name for name in environment.get("VLLM_PLUGINS", "").split(",") if name]
+    wanted = {
+        "VLLM_PLUGINS": ",".join([*plugins, *(["tlt"] if "tlt" not in plugins else [])]),
+        # The capture tap sits in the first model runner; the second one has no such seam yet.
+        "VLLM_USE_V2_MODEL_RUNNER": environment.get("VLLM_USE_V2_MODEL_RUNNER", "0"),
+        "VLLM_NO_USAGE_STATS": environment.get("VLLM_NO_USAGE_STATS", "1"),
+    }
+    if on_cpu:
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = environment.get("VLLM_CPU_KVCACHE_SPACE", "1")
+    if not os.access(environment.get("HOME", "/"), os.W_OK):
+        wanted["HOME"] = str(scratch)
+        wanted |= {name: environment.get(name, str(scratch / "cache")) for name in CACHE_VARIABLES}
+    return wanted
+
+
+def main() -> None:
+    """Prepares and becomes the server."""
+    settings = parse(sys.argv[1:])
+    scratch = Path(os.environ.get("TLT_SCRATCH") or Path(tempfile.gettempdir()) / "tlt")
+    scratch.mkdir(parents=True, exist_ok=True)
+    cores = emulated_cores(os.environ, available=frozenset(os.sched_getaffinity(0)))
+    if cores:
+        os.environ.update(pin(cores))
+
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    os.environ.update(environment_for(os.environ, scratch=scratch, on_cpu=on_cpu))
+
+    from tlt_workloads.rollout.counters import create_page
+
+    create_page()
+    element_type = element_type_for(_processor_flags()) if on_cpu else None
+    drafter = _first_drafter(settings, scratch) if settings.speculate else None
+    sys.argv = [sys.argv[0], *vllm_arguments(settings, drafter=drafter, element_type=element_type)]
+
+    # Not the `vllm` command: it looks for the metadata of a distribution that the CPU build does not bear the name of.
+    from vllm.entrypoints.launchers.api_server.entry import main as serve
+
+    serve()
+
+
+def _first_drafter(settings: Settings, scratch: Path) -> Path:
+    if settings.drafter_folder is not None:
+        return settings.drafter_folder
+    from tlt_workloads.drafter import write_initial_drafter
+
+    folder = scratch / "drafter"
+    write_initial_drafter(_model_folder(settings.model), folder, draft_vocab_size=settings.draft_vocab_size)
+    return folder
+
+
+def _model_folder(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model))
+
+
+def _asks_for_automatic_type(arguments: Sequence[str]) -> bool:
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return any(flag == "--dtype" and value == "auto" for flag, value in pairwise(words))
+
+
+def _processor_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":")[2] for line in text.splitlines() if line.startswith("flags"))
+    return frozenset(next(lines, "").split())
+
+
+if __name__ == "__main__":
+    main()

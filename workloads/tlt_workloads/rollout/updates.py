@@ -1,0 +1,154 @@
+"""New weights: the policy's from the learner, the drafter's from the trainer.  One at a time, the policy first.
+
+A policy update spans several calls of the learner (start, update, finish); requests that run meanwhile are frozen, so
+that none of them sees half a policy.  A drafter is read and checked in the background and then put in place in one
+call between two steps of the engine, so that no other caller ever finds an open session of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+
+from tlt_workloads.contract import DrafterLoad, DrafterLoaded, RevokeReason
+from tlt_workloads.rollout.engine import DrafterRefusedError
+from tlt_workloads.rollout.pod import RefusedError, RolloutPod
+
+logger = logging.getLogger("vllm.tlt")
+
+STAGE_POLL = 0.02  # seconds between two questions whether the workers have read a drafter
+STAGE_LIMIT = 300.0  # seconds after which reading counts as failed
+
+
+class Updates:
+    """The pod's weight updates."""
+
+    def __init__(self, pod: RolloutPod, *, on_new_drafter: Callable[[], None], longest_gap: GapWatch) -> None:
+        self._pod = pod
+        self._turn = asyncio.Lock()
+        self._loading = asyncio.Lock()
+        self._policy_session = False
+        self._paused_for_update = False
+        self._on_new_drafter = on_new_drafter
+        self._gap = longest_gap
+
+    # -- policy ----------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def starting_policy(self) -> AsyncIterator[None]:
+        """Around vLLM's own start of a policy update; undone when that fails."""
+        self._pod.revoke(RevokeReason.POLICY_UPDATE)
+        async with self._turn:
+            opened = not self._policy_session
+            self._policy_session = True
+            self._pod.set_updating(True)
+            try:
+                if opened and not self._pod.activity.paused:
+                    await self._pod.engine.pause()
+                    self._paused_for_update = True
+                yield
+            except BaseException:
+                if opened:
+                    await self._close_policy_session()
+                raise
+
+    @contextlib.asynccontextmanager
+    async def receiving_policy(self) -> AsyncIterator[None]:
+        """Around one part of the policy's weights; vLLM closes its session when a part fails."""
+        try:
+            yield
+        except BaseException:
+            await self._close_policy_session()
+            raise
+
+    @contextlib.asynccontextmanager
+    async def finishing_policy(self) -> AsyncIterator[int]:
+        """Around vLLM's own end of a policy update; gives the number of the new policy."""
+        version = self._pod.policy_version + 1
+        try:
+            yield version
+            self._pod.policy_version = version
+            await self._pod.engine.set_policy_version(version)
+            await self._pod.engine.forget_prefixes()
+        finally:
+            await self._close_policy_session()
+
+    async def _close_policy_session(self) -> None:
+        self._policy_session = False
+        if self._paused_for_update:
+            self._paused_for_update = False
+            await self._pod.engine.resume()
+        self._pod.set_updating(False)
+
+    # -- drafter ---------------------------------------------------------------------------------------------------
+
+    async def load_drafter(self, load: DrafterLoad, *, path: str) -> DrafterLoaded:
+        """Puts a new drafter in place; running requests go on.
+
+        Raises:
+            RefusedError: NoDrafter, PolicyUpdate or Loading.
+            DrafterRefusedError: the weights are not those, or not ones that this engine can take.
+        """
+        if self._pod.identity.drafter_method is None:
+            raise RefusedError("NoDrafter", "the server was started without speculation")
+        if self._loading.locked():
+            raise RefusedError("Loading", "another drafter is being loaded")
+        async with self._loading:
+            began = time.monotonic()
+            await self._stage(path, load.sha256)
+            async with self._turn:
+                self._refuse_during_policy_update()
+                self._pod.set_updating(True)
+                self._gap.watch()
+                try:
+                    swap = await self._pod.engine.apply_drafter()
+                    self._pod.drafter_revision = load.revision
+                    self._pod.drafter_digest = load.sha256
+                    self._on_new_drafter()
+                finally:
+                    self._pod.set_updating(False)
+            self._pod.swap_stall = await self._gap.measure(at_least=swap.stall)
+            self._pod.note()
+            logger.info("drafter %s loaded, engine held for %.1f ms", load.revision, swap.stall * 1e3)
+            return DrafterLoaded(
+                revision=load.revision,
+                seconds=time.monotonic() - began,
+                stall=swap.stall,
+                policy_checksum_before=swap.checksum_before,
+                policy_checksum_after=swap.checksum_after,
+            )
+
+    async def _stage(self, path: str, sha256: str) -> None:
+        self._refuse_during_policy_update()
+        await self._pod.engine.stage_drafter(path=path, sha256=sha256)
+        try:
+            async with asyncio.timeout(STAGE_LIMIT):
+                while not await self._pod.engine.drafter_staged():
+                    await asyncio.sleep(STAGE_POLL)  # noqa: ASYNC110 - the workers live in other processes
+        except TimeoutError:
+            raise DrafterRefusedError("Unreadable", f"reading took longer than {STAGE_LIMIT:.0f} s") from None
+
+    def _refuse_during_policy_update(self) -> None:
+        if self._policy_session:
+            raise RefusedError("PolicyUpdate", "a policy update is in flight; ask again when it is over")
+
+
+class GapWatch:
+    """Measures the longest pause that running requests saw around a swap."""
+
+    def __init__(self, *, start: Callable[[], None], stop: Callable[[], float | None], settle: float = 0.25) -> None:
+        self._start = start
+        self._stop = stop
+        self._settle = settle
+
+    def watch(self) -> None:
+        """Begins."""
+        self._start()
+
+    async def measure(self, *, at_least: float) -> float:
+        """Waits for the next steps and ends; `at_least` is what the engine itself says."""
+        await asyncio.sleep(self._settle)
+        return max(at_least, self._stop() or 0.0)

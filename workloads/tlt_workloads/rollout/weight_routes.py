@@ -1,0 +1,143 @@
+"""vLLM's own RL routes, served without its developer mode and with this pod's bookkeeping around them.
+
+vLLM opens them only together with `/collective_rpc`, which runs any method of the worker; here they come alone.  A
+policy update asks the lease back, freezes running requests, numbers the policy and drops cached prefixes at its end.
+
+Learners such as TRL send no token, so none is asked for unless TLT_PROTECT_WEIGHT_ROUTES=1; a NetworkPolicy keeps
+everybody but the learner and the gateway away from them.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
+from fastapi.responses import JSONResponse
+from vllm.distributed.weight_transfer.base import WeightTransferUpdatePayload
+from vllm.entrypoints.rl.online import api_router as vllm_routes
+from vllm.entrypoints.serve.dev.cache import api_router as vllm_cache_routes
+from vllm.entrypoints.serve.dev.server_info import api_router as vllm_info_routes
+from vllm.v1.engine import PauseMode
+
+from tlt_workloads.rollout.assembly import Rollout
+from tlt_workloads.rollout.auth import UnauthorizedError
+
+PROTECT_VARIABLE = "TLT_PROTECT_WEIGHT_ROUTES"
+
+
+def permitted(request: Request) -> Rollout:
+    """The pod, when the caller may change its weights."""
+    if os.environ.get(PROTECT_VARIABLE) == "1":
+        try:
+            request.app.state.tlt_token.check(request.headers.get("authorization"))
+        except UnauthorizedError as error:
+            raise HTTPException(status_code=401, detail=str(error)) from error
+    rollout: Rollout = request.app.state.tlt_rollout
+    return rollout
+
+
+Permitted = Annotated[Rollout, Depends(permitted)]
+router = APIRouter()
+
+
+@router.post("/init_weight_transfer_engine")
+async def init_weight_transfer_engine(
+    request: Request, rollout: Permitted, init_info: Annotated[dict[str, Any], Body(embed=True)]
+) -> JSONResponse:
+    """The learner introduces itself."""
+    answer: JSONResponse = await vllm_routes.init_weight_transfer_engine(request, init_info)
+    return answer
+
+
+@router.post("/start_weight_update")
+async def start_weight_update(request: Request, rollout: Permitted) -> JSONResponse:
+    """A policy update begins."""
+    async with rollout.updates.starting_policy():
+        answer: JSONResponse = await vllm_routes.start_weight_update(request)
+    return answer
+
+
+@router.post("/update_weights")
+async def update_weights(
+    request: Request, rollout: Permitted, update_info: Annotated[WeightTransferUpdatePayload, Body(embed=True)]
+) -> JSONResponse:
+    """Some of the policy's weights."""
+    async with rollout.updates.receiving_policy():
+        answer: JSONResponse = await vllm_routes.update_weights(request, update_info)
+    return answer
+
+
+@router.post("/finish_weight_update")
+async def finish_weight_update(
+    request: Request, rollout: Permitted, weight_version: Annotated[str | None, Body(embed=True)] = None
+) -> JSONResponse:
+    """A policy update ends."""
+    async with rollout.updates.finishing_policy() as number:
+        answer: JSONResponse = await vllm_routes.finish_weight_update(request, weight_version or f"policy-{number}")
+    return answer
+
+
+@router.get("/weight_info")
+async def weight_info(request: Request, rollout: Permitted) -> JSONResponse:
+    """The name of the policy in the engine."""
+    answer: JSONResponse = await vllm_routes.weight_info(request)
+    return answer
+
+
+@router.post("/pause")
+async def pause(
+    request: Request,
+    rollout: Permitted,
+    mode: Annotated[PauseMode, Query()] = "abort",
+    clear_cache: Annotated[bool, Query()] = True,
+) -> JSONResponse:
+    """Pauses generation; a paused pod is not idle."""
+    answer: JSONResponse = await vllm_routes.pause_generation(request, mode, clear_cache)
+    rollout.pod.set_paused(answer.status_code == 200 or rollout.pod.activity.paused)
+    return answer
+
+
+@router.post("/resume")
+async def resume(request: Request, rollout: Permitted) -> JSONResponse:
+    """Goes on."""
+    answer: JSONResponse = await vllm_routes.resume_generation(request)
+    rollout.pod.set_paused(answer.status_code != 200 and rollout.pod.activity.paused)
+    return answer
+
+
+@router.get("/is_paused")
+async def is_paused(request: Request, rollout: Permitted) -> JSONResponse:
+    """Whether generation is paused."""
+    answer: JSONResponse = await vllm_routes.is_paused(request)
+    return answer
+
+
+@router.get("/get_world_size")
+async def get_world_size(
+    request: Request, rollout: Permitted, include_dp: Annotated[bool, Query()] = True
+) -> JSONResponse:
+    """How many workers take weights."""
+    answer: JSONResponse = await vllm_routes.get_world_size(request, include_dp)
+    return answer
+
+
+@router.post("/reset_prefix_cache")
+async def reset_prefix_cache(
+    request: Request,
+    rollout: Permitted,
+    reset_running_requests: Annotated[bool, Query()] = False,
+    reset_external: Annotated[bool, Query()] = False,
+) -> JSONResponse:
+    """Drops cached prefixes."""
+    answer: JSONResponse = await vllm_cache_routes.reset_prefix_cache(request, reset_running_requests, reset_external)
+    return answer
+
+
+@router.get("/server_info")
+async def server_info(
+    request: Request, rollout: Permitted, config_format: Annotated[Literal["text", "json"], Query()] = "text"
+) -> JSONResponse:
+    """The server's configuration, by which a learner recognises that it can send weights."""
+    answer: JSONResponse = await vllm_info_routes.show_server_info(request, config_format)
+    return answer

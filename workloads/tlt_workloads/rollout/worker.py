@@ -1,0 +1,113 @@
+"""The engine worker's side of the control routes: what the general plugin adds to vLLM's `Worker`.
+
+Answers are plain data, because vLLM carries them between processes; a refusal is an answer, not an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tlt_workloads.contract import CaptureSettings
+from tlt_workloads.drafter import WEIGHTS_FILE, read_drafter_config
+from tlt_workloads.rollout.capture import CaptureTap
+from tlt_workloads.rollout.compat import tap_model_runner
+from tlt_workloads.rollout.counters import inherited_page
+from tlt_workloads.rollout.drafter_swap import NOT_LOADED, DrafterSwap, RefusedDrafterError
+from tlt_workloads.rollout.recorder import Destination, ShardRecorder
+from tlt_workloads.shards import ShardMetadata
+from tlt_workloads.store import open_store
+
+logger = logging.getLogger("vllm.tlt")
+
+
+class WorkerSide:
+    """One worker's recorder, tap and drafter."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+        page = inherited_page()
+        self._recorder = ShardRecorder(count=page.add if page else _ignore)
+        self._tap = CaptureTap(
+            self._recorder, count_seconds=(lambda seconds: page.add("seconds", seconds)) if page else _ignore
+        )
+        self._swap: DrafterSwap | None = None
+
+    def attach(self) -> None:
+        """Puts the methods where vLLM's remote calls find them, and the tap into the model runner."""
+        self._worker.tlt_set_policy_version = self.set_policy_version
+        self._worker.tlt_capture = self.capture
+        self._worker.tlt_stage_drafter = self.stage_drafter
+        self._worker.tlt_drafter_staged = self.drafter_staged
+        self._worker.tlt_apply_drafter = self.apply_drafter
+        if self._worker.speculative_config is not None:
+            tap_model_runner(self._worker.model_runner, self._tap)
+
+    def set_policy_version(self, version: int) -> None:
+        """From the next step on."""
+        self._tap.policy_version = version
+
+    def capture(self, message: str) -> None:
+        """Records from now on as ordered; `message` is the JSON of an `engine.CaptureOrder`."""
+        order: dict[str, Any] = json.loads(message)
+        layers = tuple(int(layer) for layer in self._worker.model_runner.model.model.aux_hidden_state_layers)
+        self._recorder.direct(
+            Destination(
+                store=open_store(order["store_url"]),
+                folder=order["folder"],
+                metadata=ShardMetadata(model=order["model"], layer_ids=layers),
+                settings=CaptureSettings(**order["settings"]),
+            )
+        )
+        self._worker.weight_transfer_engine.job_folder.url = order["store_url"]
+
+    def stage_drafter(self, path: str, sha256: str) -> None:
+        """Reads a revision in the background."""
+        if self._swap is None:
+            self._swap = self._build_swap()
+        self._swap.stage(Path(path), sha256=sha256)
+
+    def drafter_staged(self) -> dict[str, Any]:
+        """Whether it is read."""
+        assert self._swap is not None
+        try:
+            return {"ready": self._swap.ready()}
+        except RefusedDrafterError as error:
+            return {"refused": error.reason, "message": str(error)}
+
+    def apply_drafter(self) -> dict[str, Any]:
+        """Puts it in place."""
+        assert self._swap is not None
+        try:
+            return self._swap.apply()
+        except RefusedDrafterError as error:
+            return {"refused": error.reason, "message": str(error)}
+
+    def _build_swap(self) -> DrafterSwap:
+        folder = Path(self._worker.speculative_config.draft_model_config.model)
+
+        def initial() -> dict[str, torch.Tensor]:
+            return {k: v for k, v in load_file(folder / WEIGHTS_FILE).items() if k not in NOT_LOADED}
+
+        return DrafterSwap(
+            policy=self._worker.get_model(),
+            drafter=self._worker.get_draft_model(),
+            config=read_drafter_config(folder),
+            initial=initial,
+            load_tensors=self._load_tensors,
+        )
+
+    def _load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._worker.start_draft_weight_update()
+        self._worker.update_weights({"tensors": tensors})
+        self._worker.finish_weight_update()
+
+
+def _ignore(*_: object) -> None:
+    """Outside a server nobody reads the totals."""

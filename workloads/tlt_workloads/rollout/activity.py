@@ -1,6 +1,6 @@
 """When this pod is idle, and how long it was busy, idle and lent.
 
-Pure: the clock is an argument.  Absent knowledge is never idle: a pod that is paused or takes new weights counts as busy.
+Pure: the clock is an argument.  In doubt a pod is not idle: one that is paused or takes new weights counts as busy.
 """
 
 from __future__ import annotations

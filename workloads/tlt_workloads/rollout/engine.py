@@ -128,7 +128,8 @@ class VllmEngine:
     async def drafter_staged(self) -> bool:
         """Asks the workers."""
         answers: list[dict[str, Any]] = await self._client.collective_rpc("tlt_drafter_staged")
-        return all([_accepted(answer)["ready"] for answer in answers])
+        ready = [_accepted(answer)["ready"] for answer in answers]  # hears every refusal before it answers
+        return all(ready)
 
     async def apply_drafter(self) -> Swap:
         """Swaps in all workers."""

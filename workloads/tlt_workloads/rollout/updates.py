@@ -126,8 +126,8 @@ class Updates:
         await self._pod.engine.stage_drafter(path=path, sha256=sha256)
         try:
             async with asyncio.timeout(STAGE_LIMIT):
-                while not await self._pod.engine.drafter_staged():
-                    await asyncio.sleep(STAGE_POLL)  # noqa: ASYNC110 - the workers live in other processes
+                while not await self._pod.engine.drafter_staged():  # noqa: ASYNC110 - the workers are other processes
+                    await asyncio.sleep(STAGE_POLL)
         except TimeoutError:
             raise DrafterRefusedError("Unreadable", f"reading took longer than {STAGE_LIMIT:.0f} s") from None
 

@@ -88,6 +88,7 @@ def controller_manager(settings: Settings, locate: Locate) -> Component:
         "use-service-account-credentials": "true",
         "leader-elect": "false",
         "secure-port": "0",
+        "flex-volume-plugin-dir": f"{settings.state}/volume-plugins",
         # A machine busy with training may starve the kubelet for a while; its pods must not be evicted for it.
         "node-monitor-grace-period": "120s",
     }

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from devcluster.progress import Progress
 
 BYTES_PER_SECOND = 100e6
 """Rough speed of an import, for the expected time; measured on two cores with 5.8 GB."""
+SECONDS_TO_CLEAR = 5.0
 
 
 @dataclass(frozen=True)
@@ -206,14 +208,30 @@ def write_pause(file: Path, *, binary: Path, name: str) -> None:
 
 
 def clear_containers(runtime: Runtime) -> None:
-    """Remove the records and writable layers of containers that ended with an earlier cluster; images stay."""
-    if tasks := runtime.call("tasks", "list", "--quiet").split():
-        runtime.call("tasks", "delete", "--force", *tasks)
-    if containers := runtime.call("containers", "list", "--quiet").split():
-        runtime.call("containers", "delete", *containers)
-    sandboxes = [line.split()[0] for line in runtime.call("sandboxes", "list").splitlines()[1:] if line.strip()]
-    if sandboxes:
-        runtime.call("sandboxes", "remove", "--force", *sandboxes)
+    """Remove the records and writable layers of containers that have ended; images stay.
+
+    Raises:
+        DevclusterError: containerd keeps one.
+    """
+    _clear(runtime, "tasks", "--force")
+    _clear(runtime, "containers")
+    _clear(runtime, "sandboxes", "--force")
+
+
+def _clear(runtime: Runtime, kind: str, *options: str) -> None:
+    until = time.monotonic() + SECONDS_TO_CLEAR
+    while names := _listed(runtime, kind):
+        try:
+            runtime.call(kind, "remove", *options, *names)
+        except DevclusterError:
+            # containerd itself tidies up after ended containers, and may have been faster with one of them.
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+def _listed(runtime: Runtime, kind: str) -> list[str]:
+    return [line.split()[0] for line in runtime.call(kind, "list").splitlines()[1:] if line.strip()]
 
 
 def _tar(entries: dict[str, tuple[bytes, int]]) -> bytes:

@@ -108,7 +108,7 @@ def down(settings: Settings, *, purge: bool = False) -> None:
     """Remove the cluster and all traces of it; safe to repeat, and after any crash.
 
     Args:
-        purge: remove the whole cache folder too: binaries and image layers.
+        purge: remove binaries and image layers too.
 
     Raises:
         DevclusterError: something does not go away.
@@ -279,7 +279,9 @@ def _write_configuration(settings: Settings, locate: components.Locate) -> None:
     for name, text in files.items():
         file = settings.state / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        # The Service proxy ends when its file is written, even with the same text.
+        if not file.exists() or file.read_text() != text:
+            file.write_text(text)
     settings.container_devices.mkdir(exist_ok=True)
 
 
@@ -348,11 +350,10 @@ def _locator(settings: Settings) -> components.Locate:
 def _purge(settings: Settings) -> None:
     if settings.shape is Shape.CONTROL_PLANE:
         return
-    if planes := settings.cache / "control-planes":
-        for name in sorted(path.name for path in planes.iterdir()) if planes.exists() else []:
-            down(Settings(cache=settings.cache, shape=Shape.CONTROL_PLANE, name=name))
-    shutil.rmtree(settings.cache, ignore_errors=False)
-    say(f"removed {settings.cache}")
+    for folder in (settings.containerd_root, settings.binaries, settings.commands, settings.go, settings.build_logs):
+        if folder.exists():
+            shutil.rmtree(folder)
+    say(f"removed binaries and image layers from {settings.cache}")
 
 
 def _lock_file(settings: Settings) -> Path:

@@ -136,6 +136,15 @@ class Settings:
         return "tlt-devcluster"
 
     @property
+    def build_logs(self) -> Path:
+        return self.cache / "build-logs"
+
+    @property
+    def go(self) -> Path:
+        """The Go toolchain of a machine that has none."""
+        return self.cache / "go"
+
+    @property
     def gateway(self) -> str:
         """The node's address on the pod network. Nothing outside this machine can route to it."""
         return str(self.pod_network[1])

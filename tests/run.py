@@ -72,7 +72,7 @@ def counts(stage: Stage, code: int) -> tuple[int, int, int]:
     report = LOGS / f"{stage.name}.xml"
     if not stage.tests or not report.exists():
         return (1, 0, 0) if code == 0 else (0, 1, 0)
-    suite = ElementTree.parse(report).getroot().find("testsuite")  # noqa: S314 - written by our own pytest
+    suite = ElementTree.parse(report).getroot().find("testsuite")
     assert suite is not None
     total, skipped = int(suite.attrib["tests"]), int(suite.attrib["skipped"])
     failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
@@ -112,7 +112,9 @@ class Runner:
 
     def run_stage(self, stage: Stage, needs: list[Future[Outcome]]) -> Outcome:
         """Waits for the needs, then runs one command with its output in a log."""
-        broken = [need.result().stage.name for need in needs if need.result().code != 0 and not need.result().stage.tests]
+        broken = [
+            need.result().stage.name for need in needs if need.result().code != 0 and not need.result().stage.tests
+        ]
         if broken:
             self.say(f"{stage.name:<12} not run: {', '.join(broken)} failed")
             return Outcome(stage=stage, seconds=0, code=None)
@@ -123,7 +125,12 @@ class Runner:
         began = time.monotonic()
         with log.open("w") as output:
             process = subprocess.Popen(
-                stage.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment()
+                stage.command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment(),
             )
             while True:
                 try:
@@ -149,14 +156,16 @@ def environment() -> dict[str, str]:
 
 def summarise(outcomes: list[Outcome], seconds: float) -> int:
     """Prints the table and the closing line; returns the exit status."""
-    print(f"\n{'stage':<12} {'result':<8} {'seconds':>8} {'passed':>7} {'failed':>7} {'skipped':>8}")
+    row = "{:<12} {:<8} {:>8} {:>7} {:>7} {:>8}"
+    print("\n" + row.format("stage", "result", "seconds", "passed", "failed", "skipped"))
     for outcome in outcomes:
         result = "not run" if outcome.code is None else "passed" if outcome.code == 0 else "FAILED"
-        print(
-            f"{outcome.stage.name:<12} {result:<8} {outcome.seconds:>8.0f} {outcome.passed:>7} {outcome.failed:>7} {outcome.skipped:>8}"
-        )
+        figures = (outcome.passed, outcome.failed, outcome.skipped)
+        print(row.format(outcome.stage.name, result, f"{outcome.seconds:.0f}", *figures))
     missing = sum(outcome.code is None for outcome in outcomes)
-    passed, failed, skipped = (sum(getattr(outcome, kind) for outcome in outcomes) for kind in ("passed", "failed", "skipped"))
+    passed = sum(outcome.passed for outcome in outcomes)
+    failed = sum(outcome.failed for outcome in outcomes)
+    skipped = sum(outcome.skipped for outcome in outcomes)
     print(f"\n{seconds / 60:.1f} minutes; logs and reports in {LOGS.relative_to(ROOT)}/")
     print(f"{passed} passed, {failed + missing} failed, {skipped} skipped")
     return 1 if failed + missing else 0

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 API_PREFIX = "/tlt/v1"
 STATE_ROUTE = f"{API_PREFIX}/state"  # rollout pod: GET -> RolloutState, long poll
-LEASE_ROUTE = f"{API_PREFIX}/lease"  # rollout pod: POST LeaseRequest, GET ?holder= (long poll, heartbeat), DELETE ?holder= | ?revoke=reason
+LEASE_ROUTE = f"{API_PREFIX}/lease"  # rollout pod: POST LeaseRequest; see LeaseView for GET and DELETE
 DRAFTER_ROUTE = f"{API_PREFIX}/drafter"  # rollout pod: POST DrafterLoad -> DrafterLoaded
 SPECULATION_ROUTE = f"{API_PREFIX}/speculation"  # rollout pod: POST SpeculationSettings
 CONFIG_ROUTE = f"{API_PREFIX}/config"  # rollout pod: POST RolloutConfig, idempotent
@@ -110,7 +110,11 @@ class LeaseRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseView:
-    """A lease as the rollout pod shows it.  `GET lease` answers `{"seq", "boot", "lease": LeaseView | null}`."""
+    """A lease as the rollout pod shows it.
+
+    `GET lease?holder=H` answers `{"seq", "boot", "lease": LeaseView | null}`, is a long poll and H's heartbeat.
+    `DELETE lease?holder=H` ends H's lease; `DELETE lease?revoke=<RevokeReason>` asks it back from whoever holds it.
+    """
 
     id: str
     holder: str
@@ -412,7 +416,10 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(inner) != len(value):
             raise ContractError(f"{where}: expected {len(inner)} items, got {len(value)}")
-        return tuple(_decode(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(inner, value, strict=True)))
+        return tuple(
+            _decode(kind, item, f"{where}[{index}]")
+            for index, (kind, item) in enumerate(zip(inner, value, strict=True))
+        )
     if dataclasses.is_dataclass(hint):
         return decode(typing.cast(type[Any], hint), value, path=where)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

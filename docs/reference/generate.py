@@ -1,0 +1,87 @@
+"""Writes the API reference from the CRDs, so that the page can never say something else than the API server does.
+
+python docs/reference/generate.py            writes docs/reference/{tltjob,drafterrevision}.md
+python docs/reference/generate.py --check    fails when a page is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PAGES = {"tltjobs.yaml": "tltjob.md", "drafterrevisions.yaml": "drafterrevision.md"}
+
+
+def rows(schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    """One table row per field, depth first, in the order of the schema."""
+    required = set(schema.get("required", ()))
+    for name, field in schema.get("properties", {}).items():
+        here = f"{path}.{name}"
+        kind = field.get("type", "integer or string")
+        inner = field
+        if kind == "array":
+            inner, kind = field["items"], f"list of {field['items']['type']}"
+            here += "[]"
+        elif "additionalProperties" in field:
+            kind = "map"
+        default = "" if "default" not in field or field["default"] == {} else f"`{field['default']}`"
+        if name in required:
+            default = "required"
+        choices = f" One of {', '.join(f'`{choice}`' for choice in field['enum'])}." if "enum" in field else ""
+        text = " ".join(field.get("description", "").split()).replace("|", "\\|")
+        yield f"| `{here}` | {kind} | {default} | {text}{choices} |"
+        yield from rows(inner, here)
+
+
+def rules(schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    """What is refused, in the words that the API server uses."""
+    for rule in schema.get("x-kubernetes-validations", ()):
+        yield f"- {rule['message']}"
+    for name, field in schema.get("properties", {}).items():
+        yield from rules(field, f"{path}.{name}")
+    if "items" in schema:
+        yield from rules(schema["items"], path)
+
+
+def page(definition: Mapping[str, Any]) -> str:
+    """The whole page of one kind."""
+    names, version = definition["spec"]["names"], definition["spec"]["versions"][0]
+    schema = version["schema"]["openAPIV3Schema"]
+    group = definition["spec"]["group"]
+    lines = [
+        f"# {names['kind']}",
+        "",
+        f"`apiVersion: {group}/{version['name']}`, short name `{', '.join(names.get('shortNames', ()))}`. "
+        "Made from the CRD by `python docs/reference/generate.py`.",
+        "",
+        " ".join(schema["description"].split()),
+    ]
+    for part in ("spec", "status"):
+        lines += ["", f"## {part}", "", "| field | type | default | meaning |", "|---|---|---|---|"]
+        lines += rows(schema["properties"][part], part)
+    lines += ["", "## What is refused", "", *dict.fromkeys(rules(schema, ""))]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Writes or checks all pages."""
+    stale = []
+    for source, name in PAGES.items():
+        text = page(yaml.safe_load((ROOT / "crds" / source).read_text()))
+        target = ROOT / "docs" / "reference" / name
+        if "--check" not in sys.argv:
+            target.write_text(text)
+        elif not target.exists() or target.read_text() != text:
+            stale.append(name)
+    if stale:
+        print(f"out of date: {', '.join(stale)}; run python docs/reference/generate.py", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -29,10 +29,10 @@ from devcluster import (
     processes,
     toolchain,
 )
+from devcluster.api import Api
 from devcluster.binaries import GoModule
 from devcluster.components import Component
 from devcluster.errors import DevclusterError
-from devcluster.kubectl import Kubectl
 from devcluster.progress import say
 from devcluster.settings import Settings, Shape
 
@@ -161,8 +161,15 @@ def runtime(settings: Settings) -> images.Runtime:
     return node
 
 
-def kubectl(settings: Settings) -> Kubectl:
-    return Kubectl(_locator(settings)("kubectl"), settings.kubeconfig)
+def api(settings: Settings) -> Api:
+    """The cluster's API server."""
+    return Api(
+        host=settings.api_host,
+        port=_api_port(settings),
+        certificates=settings.certificates,
+        kubectl=_locator(settings)("kubectl"),
+        kubeconfig=settings.kubeconfig,
+    )
 
 
 def _start_all(settings: Settings) -> list[str]:
@@ -178,8 +185,7 @@ def _start_all(settings: Settings) -> list[str]:
     # Keys and the socket of etcd lie here.
     settings.state.chmod(0o700)
     port = _api_port(settings)
-    address = settings.gateway if is_node else "127.0.0.1"
-    certificates.issue(settings, api_address=f"https://{address}:{port}")
+    certificates.issue(settings, api_address=f"https://{settings.api_host}:{port}")
     inside = None
     if is_node:
         network.create(settings)
@@ -198,17 +204,17 @@ def _start_all(settings: Settings) -> list[str]:
         if is_first:
             images.clear_containers(node)
         _load_pause(settings, node, locate)
-    client = kubectl(settings)
+    client = api(settings)
     started.wait("kube-apiserver", client.is_ready)
     started.ensure(components.controller_manager(settings, locate))
     if is_node:
         _start_node(settings, locate, started, client, inside=inside)
-    started.wait("kube-controller-manager", lambda: client.exists("serviceaccount", "default", "--namespace=default"))
+    started.wait("kube-controller-manager", lambda: client.exists("/api/v1/namespaces/default/serviceaccounts/default"))
     return started.names
 
 
 def _start_node(
-    settings: Settings, locate: components.Locate, started: "_Started", client: Kubectl, *, inside: int | None
+    settings: Settings, locate: components.Locate, started: "_Started", client: Api, *, inside: int | None
 ) -> None:
     started.ensure(components.scheduler(settings, locate))
     started.ensure(components.kubelet(settings, locate), inside=inside)
@@ -218,7 +224,7 @@ def _start_node(
     started.ensure(components.coredns(settings, locate))
     _offer_volumes(settings, client)
     started.wait("kubelet", lambda: _is_ready(settings))
-    started.wait("dra-example-driver", lambda: bool(client.get("resourceslices")["items"]))
+    started.wait("dra-example-driver", lambda: bool(client.get("/apis/resource.k8s.io/v1/resourceslices")["items"]))
 
 
 class _Started:
@@ -227,6 +233,7 @@ class _Started:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.processes: dict[str, Popen[bytes]] = {}
+        self.began = time.monotonic()
 
     @property
     def names(self) -> list[str]:
@@ -244,6 +251,8 @@ class _Started:
             process=self.processes.get(name),
             log=processes.log_file(self.settings, name),
         )
+        if name in self.processes:
+            say(f"  {name}: ready after {time.monotonic() - self.began:.1f} s")
 
 
 def _all_components(settings: Settings, locate: components.Locate) -> list[Component]:
@@ -293,9 +302,9 @@ def _load_pause(settings: Settings, node: images.Runtime, locate: components.Loc
         images.load(node, str(archive), say=say)
 
 
-def _offer_volumes(settings: Settings, client: Kubectl) -> None:
+def _offer_volumes(settings: Settings, client: Api) -> None:
     """Make missing volumes, and make those anew, emptied, whose claims are gone."""
-    answer = client.get("persistentvolumes")
+    answer = client.get("/api/v1/persistentvolumes")
     released = objects.released_volumes(answer, settings)
     if released:
         client.delete("persistentvolumes", released)
@@ -322,11 +331,11 @@ def _end_containers(settings: Settings) -> None:
 
 
 def _is_ready(settings: Settings) -> bool:
-    client = kubectl(settings)
+    client = api(settings)
     if settings.shape is Shape.CONTROL_PLANE:
         return client.is_ready()
     try:
-        conditions = client.get("node", settings.node_name, "--request-timeout=5s")["status"].get("conditions", [])
+        conditions = client.get(f"/api/v1/nodes/{settings.node_name}")["status"].get("conditions", [])
     except DevclusterError:
         return False
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

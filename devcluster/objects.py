@@ -55,19 +55,19 @@ def volume(settings: Settings, name: str) -> Object:
     }
 
 
-def released_volumes(answer: Object, settings: Settings) -> list[str]:
-    """Names of our volumes whose claim is gone, in the answer to ``kubectl get persistentvolumes -o json``."""
+def released_volumes(volumes: Object, settings: Settings) -> list[str]:
+    """Names of our volumes whose claim is gone, in a list of PersistentVolumes."""
     ours = set(volume_names(settings))
     return [
         item["metadata"]["name"]
-        for item in answer["items"]
+        for item in volumes["items"]
         if item["metadata"]["name"] in ours and item.get("status", {}).get("phase") in ("Released", "Failed")
     ]
 
 
-def absent_volumes(answer: Object, settings: Settings) -> list[str]:
-    """Names of our volumes that the same answer does not list."""
-    listed = {item["metadata"]["name"] for item in answer["items"]}
+def absent_volumes(volumes: Object, settings: Settings) -> list[str]:
+    """Names of our volumes that the same list does not have."""
+    listed = {item["metadata"]["name"] for item in volumes["items"]}
     return [name for name in volume_names(settings) if name not in listed]
 
 

@@ -150,6 +150,11 @@ class Settings:
         return str(self.pod_network[1])
 
     @property
+    def api_host(self) -> str:
+        """The API server's own address. The bridge's can be reached by this machine and its pods, and nobody else."""
+        return self.gateway if self.shape is Shape.NODE else "127.0.0.1"
+
+    @property
     def api_service(self) -> str:
         return str(self.service_network[1])
 

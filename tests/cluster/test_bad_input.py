@@ -1,0 +1,71 @@
+"""Bad input on a real node: refused by the API server, or told by a False condition that names field, object and fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.eventually import eventually
+
+
+def job(name: str, namespace: str, **changes: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "target": {"model": "/opt/models/none"},
+        "rollout": {"selector": {"matchLabels": {"app": name}}},
+        "store": {"url": "s3://bucket/tlt"},
+    }
+    return {
+        "apiVersion": "tlt.dev/v1alpha1",
+        "kind": "TLTJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {**spec, **changes},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"rollout": {}}, ("spec.rollout.selector", "spec.rollout.pool")),
+        (
+            {
+                "rollout": {
+                    "selector": {"matchLabels": {"app": "a"}},
+                    "pool": {
+                        "replicas": 1,
+                        "template": {"image": "rollout:1"},
+                        "claim": {"deviceClassName": "gpu.example.com"},
+                    },
+                }
+            },
+            ("spec.rollout.selector", "spec.rollout.pool"),
+        ),
+        ({"rollout": {"selector": {"matchLabels": {}}}}, ("spec.rollout.selector",)),
+        ({"store": {"url": "ftp://host/tlt"}}, ("spec.store.url", "file:///")),
+        ({"store": {"url": "file:///tlt"}}, ("spec.store.volumeClaim",)),
+        ({"idle": {"after": "soon"}}, ("spec.idle.after",)),
+    ],
+    ids=["no rollout", "two rollouts", "empty selector", "unknown scheme", "no volume claim", "no duration"],
+)
+def test_the_api_server_refuses_what_cannot_work(
+    operator: Cluster, namespace: str, changes: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    message = operator.refusal(job("refused", namespace, **changes))
+    assert all(name in message for name in names), message
+
+
+def test_a_selector_that_matches_nothing_is_named(operator: Cluster, namespace: str) -> None:
+    operator.apply(job("nothing", namespace))
+    condition = eventually(
+        lambda: (
+            found
+            if (found := operator.condition("nothing", namespace, "RolloutReady")).get("reason") == "NoPodsMatch"
+            else None
+        ),
+        deadline=60,
+        every=0.5,
+        reason="RolloutReady False with reason NoPodsMatch",
+    )
+    assert condition["status"] == "False"
+    assert "spec.rollout.selector" in condition["message"]

@@ -1,0 +1,1 @@
+"""The public objects and words of group `tlt.dev`: what users write, read and select by.  Pure data."""

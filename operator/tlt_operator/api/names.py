@@ -1,0 +1,142 @@
+"""Public words: group, kinds, labels, annotations, condition types and reasons.  To change one is to change the API."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+
+GROUP = "tlt.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+JOB_KIND = "TLTJob"
+JOB_PLURAL = "tltjobs"
+REVISION_KIND = "DrafterRevision"
+REVISION_PLURAL = "drafterrevisions"
+
+FIELD_MANAGER = "tlt-operator"
+MANAGED_BY = "app.kubernetes.io/managed-by"
+JOB_LABEL = f"{GROUP}/job"
+COMPONENT_LABEL = f"{GROUP}/component"
+ROLLOUT_UID_LABEL = f"{GROUP}/rollout-uid"  # on a trainer pod: the rollout pod whose device it shares
+ROLLOUT_POD_ANNOTATION = f"{GROUP}/rollout-pod"  # its name, for people (a pod name may be too long for a label)
+TEMPLATE_ANNOTATION = f"{GROUP}/template"  # digest of the manifest a trainer pod was made from
+
+TOKEN_KEY = "token"  # noqa: S105 - the key within the Secret, not a secret
+
+
+class Component(enum.StrEnum):
+    """Value of the component label."""
+
+    TRAINER = "trainer"
+    GATEWAY = "gateway"
+    ROLLOUT = "rollout"
+
+
+class ConditionType(enum.StrEnum):
+    """The conditions of a TLTJob."""
+
+    ROLLOUT_READY = "RolloutReady"
+    DATA_READY = "DataReady"
+    HARVESTING = "Harvesting"
+    DRAFTER_READY = "DrafterReady"
+    DEGRADED = "Degraded"
+
+
+class Reason(enum.StrEnum):
+    """Why a condition is what it is."""
+
+    # RolloutReady
+    PODS_READY = "PodsReady"
+    SOME_PODS_READY = "SomePodsReady"
+    NO_PODS_MATCH = "NoPodsMatch"
+    PODS_NOT_READY = "PodsNotReady"
+    PLUGIN_MISSING = "PluginMissing"
+    TOKEN_REFUSED = "TokenRefused"  # noqa: S105 - a reason, not a secret
+    INCOMPATIBLE = "IncompatiblePlugin"
+    POOL_NOT_SUPPORTED = "PoolNotSupported"
+    INVALID_SPEC = "InvalidSpec"
+    # DataReady
+    ENOUGH_TOKENS = "EnoughTokens"
+    NOT_ENOUGH_TOKENS = "NotEnoughTokens"
+    CAPTURE_OFF = "CaptureOff"
+    NO_ANSWER = "NoAnswer"
+    # Harvesting
+    LEASE_HELD = "LeaseHeld"
+    NO_IDLE_POD = "NoIdlePod"
+    WAITING_FOR_DATA = "WaitingForData"
+    TRAINER_STARTING = "TrainerStarting"
+    OUT_OF_SCOPE = "OutOfScope"
+    WINDOW_TOO_SHORT = "WindowTooShort"
+    BUDGET_SPENT = "BudgetSpent"
+    SUSPENDED = "Suspended"
+    DELETING = "Deleting"
+    NO_CLAIM = "NoResourceClaim"
+    NO_DRA = "ClusterWithoutDRA"
+    PLACEMENT_NOT_SUPPORTED = "PlacementNotSupported"
+    TRAINER_FAILED = "TrainerFailed"
+    # DrafterReady
+    REVISION_ACTIVE = "RevisionActive"
+    REVISION_LOADING = "RevisionLoading"
+    NO_REVISION = "NoRevision"
+    REVISION_REFUSED = "RevisionRefused"
+    SPECULATION_OFF = "SpeculationOff"
+    # Degraded
+    AS_EXPECTED = "AsExpected"
+    PODS_UNREACHABLE = "PodsUnreachable"
+    CHILD_NOT_APPLIED = "ChildNotApplied"
+    GATEWAY_UNREACHABLE = "GatewayUnreachable"
+
+
+class Phase(enum.StrEnum):
+    """The one word that `kubectl get` shows.  Computed from the conditions and never read back."""
+
+    PENDING = "Pending"
+    READY = "Ready"
+    HARVESTING = "Harvesting"
+    SUSPENDED = "Suspended"
+    DEGRADED = "Degraded"
+
+
+class RevisionPhase(enum.StrEnum):
+    """How far a DrafterRevision has come."""
+
+    CANDIDATE = "Candidate"
+    CANARY = "Canary"
+    ACTIVE = "Active"
+    SUPERSEDED = "Superseded"
+    ROLLED_BACK = "RolledBack"
+
+
+class EventReason(enum.StrEnum):
+    """Reasons of the Kubernetes Events that the operator writes."""
+
+    LEASE_GRANTED = "LeaseGranted"
+    LEASE_ENDED = "LeaseEnded"
+    LEASE_REVOKED = "LeaseRevoked"
+    TRAINER_CREATED = "TrainerCreated"
+    TRAINER_DELETED = "TrainerDeleted"
+    TRAINER_FAILED = "TrainerFailed"
+    REVISION_CREATED = "RevisionCreated"
+    REVISION_ACTIVE = "RevisionActive"
+    REVISION_ROLLED_BACK = "RevisionRolledBack"
+    ACTION_FAILED = "ActionFailed"
+
+
+def gateway_name(job: str) -> str:
+    """Deployment and Service of the gateway."""
+    return f"{job}-gateway"
+
+
+def rollout_service_name(job: str) -> str:
+    """Headless Service over the rollout pods; the gateway resolves it."""
+    return f"{job}-rollout"
+
+
+def token_secret_name(job: str) -> str:
+    """Secret with the token of the job's control routes."""
+    return f"{job}-tlt-control"
+
+
+def trainer_name(job: str, *, rollout_uid: str) -> str:
+    """One name per rollout pod, so that the API server itself refuses a second trainer on one device."""
+    return f"{job}-trainer-{hashlib.sha256(rollout_uid.encode()).hexdigest()[:8]}"

@@ -1,0 +1,115 @@
+"""What the operator reads of a Pod."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tlt_operator.api.names import JOB_LABEL, ROLLOUT_UID_LABEL, TEMPLATE_ANNOTATION
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceClaim:
+    """A ResourceClaim of a pod: the name within the pod, the object's name, and the requests its containers use.
+
+    `claim` is None while the claim of a template has not been made yet.  No request names means all of them.
+    """
+
+    name: str
+    claim: str | None
+    requests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pod:
+    """A pod's identity, address and readiness."""
+
+    name: str
+    namespace: str
+    uid: str
+    ip: str | None = None
+    node: str | None = None
+    phase: str = "Pending"
+    ready: bool = False
+    deleting: bool = False
+    created: str = ""  # RFC 3339, by the API server's clock
+    claims: tuple[DeviceClaim, ...] = ()
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    template: str | None = None  # trainer pods: digest of the manifest
+    trouble: str | None = None  # why it does not start, in the kubelet's or scheduler's words
+
+    @property
+    def holder(self) -> str:
+        """The pod's name as a holder of leases; unique for ever."""
+        return f"{self.name}/{self.uid}"
+
+    @property
+    def job(self) -> str | None:
+        """Trainer pods: the job's name."""
+        return self.labels.get(JOB_LABEL)
+
+    @property
+    def rollout_uid(self) -> str | None:
+        """Trainer pods: the rollout pod whose device it shares."""
+        return self.labels.get(ROLLOUT_UID_LABEL)
+
+    @property
+    def finished(self) -> bool:
+        """The containers have ended for good."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+def parse_pod(body: Mapping[str, Any]) -> Pod:
+    """Reads a Pod as the API server returns it."""
+    metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    return Pod(
+        name=metadata["name"],
+        namespace=metadata["namespace"],
+        uid=metadata["uid"],
+        ip=status.get("podIP"),
+        node=spec.get("nodeName"),
+        phase=status.get("phase", "Pending"),
+        ready=any(item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions") or ()),
+        deleting="deletionTimestamp" in metadata,
+        created=metadata.get("creationTimestamp", ""),
+        claims=_claims(spec, status),
+        tolerations=tuple(spec.get("tolerations") or ()),
+        labels=metadata.get("labels") or {},
+        template=(metadata.get("annotations") or {}).get(TEMPLATE_ANNOTATION),
+        trouble=_trouble(status),
+    )
+
+
+def _claims(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[DeviceClaim, ...]:
+    made = {item["name"]: item.get("resourceClaimName") for item in status.get("resourceClaimStatuses") or ()}
+    found = []
+    for entry in spec.get("resourceClaims") or ():
+        uses = [
+            use
+            for container in spec.get("containers") or ()
+            for use in (container.get("resources") or {}).get("claims") or ()
+            if use["name"] == entry["name"]
+        ]
+        if not uses:
+            continue
+        whole = any("request" not in use for use in uses)
+        requests = () if whole else tuple(dict.fromkeys(use["request"] for use in uses))
+        claim = entry.get("resourceClaimName") or made.get(entry["name"])
+        found.append(DeviceClaim(name=entry["name"], claim=claim, requests=requests))
+    return tuple(found)
+
+
+def _trouble(status: Mapping[str, Any]) -> str | None:
+    for container in status.get("containerStatuses") or ():
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{waiting['reason']}: {waiting.get('message', '')}".strip(": ")
+        ended = (container.get("state") or {}).get("terminated") or {}
+        if ended and ended.get("exitCode", 0) != 0:
+            return f"exit code {ended['exitCode']}: {ended.get('message') or ended.get('reason', '')}".strip(": ")
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return f"{condition.get('reason', 'Unschedulable')}: {condition.get('message', '')}"
+    return status.get("message")

@@ -1,0 +1,146 @@
+"""Kopf: settings, login and the one kind of event.  Every handler is one call into `reconcile`.
+
+TLTJobs are followed by plain event handlers.  A Kopf daemon would put a finalizer on every job, and a job could then
+not be deleted while no operator runs; a timer or daemon would also end for good with its first failed patch
+(https://github.com/nolar/kopf/issues/642).  Kopf writes nothing to any object this way: no annotation, no finalizer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import aiohttp
+import kopf
+from prometheus_client import start_http_server
+
+from tlt_operator.api.names import GROUP, JOB_PLURAL, VERSION
+from tlt_operator.clients.kube import Kubernetes
+from tlt_operator.config import Settings
+from tlt_operator.errors import FinalError
+from tlt_operator.reconcile.answers import cancel
+from tlt_operator.reconcile.context import Context
+from tlt_operator.reconcile.jobs import Jobs
+from tlt_operator.telemetry.metrics import Metrics
+from tlt_operator.telemetry.probes import Probes
+
+logger = logging.getLogger(__name__)
+
+
+class Operator:
+    """One operator process: what `run` starts, and what the handlers need."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.ready = asyncio.Event()
+        self._kube: Kubernetes | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._jobs: Jobs | None = None
+        self._recheck: asyncio.Task[None] | None = None
+        self._probes = Probes(trouble=self._trouble, ready=self.ready.is_set)
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs that are looked after; there are none before `start`."""
+        if self._jobs is None:
+            raise FinalError("the operator has not been started")
+        return self._jobs
+
+    async def start(self) -> None:
+        """Connects, and checks what would otherwise fail without a word later.
+
+        Raises:
+            FinalError: no access to a cluster, or its resource definitions are missing.
+        """
+        self._kube = await Kubernetes.connect(request_timeout=self.settings.request_timeout)
+        if not await self._kube.serves(GROUP):
+            raise FinalError(f"the cluster does not know {GROUP}; apply the CRDs (crds/*.yaml) first")
+        # Every pod of every job holds one connection open, so their number is bounded by the jobs alone.
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30))
+        context = Context(
+            kube=self._kube,
+            session=self._session,
+            settings=self.settings,
+            metrics=self.metrics,
+            instance=socket.gethostname(),
+        )
+        self._jobs = Jobs(context)
+        self._recheck = asyncio.create_task(self._jobs.recheck())
+        await self._probes.start(self.settings.probe_port)
+
+    async def stop(self) -> None:
+        """Closes everything; leases and trainers stay for the next operator."""
+        await self._probes.stop()
+        if self._recheck is not None:
+            await cancel(self._recheck)
+        if self._jobs is not None:
+            await self._jobs.close()
+        if self._session is not None:
+            await self._session.close()
+        if self._kube is not None:
+            await self._kube.close()
+
+    def _trouble(self) -> str:
+        if self._jobs is None:
+            return ""
+        if self._recheck is not None and self._recheck.done():
+            return "the check for deleted jobs has ended"
+        hung = self._jobs.hung()
+        self.metrics.heartbeat.set_to_current_time() if not hung else None
+        return f"not looked at for too long: {', '.join(hung)}" if hung else ""
+
+
+def register(operator: Operator) -> kopf.OperatorRegistry:
+    """The handlers of one operator, on a registry of their own."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.startup(registry=registry)
+    async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
+        configure_kopf(settings)
+        await operator.start()
+
+    @kopf.on.cleanup(registry=registry)
+    async def stop(**_: Any) -> None:
+        await operator.stop()
+
+    @kopf.on.event(GROUP, VERSION, JOB_PLURAL, registry=registry)
+    async def changed(event: kopf.RawEvent, **_: Any) -> None:
+        if event["type"] == "DELETED":
+            await operator.jobs.gone(dict(event["object"]))
+        else:
+            operator.jobs.seen(dict(event["object"]))
+
+    return registry
+
+
+def configure_kopf(settings: kopf.OperatorSettings) -> None:
+    """Own names on everything that Kopf might ever write, short timeouts, no dynamic discovery."""
+    settings.persistence.finalizer = f"{GROUP}/operator"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP, v1=False)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP, key="last-handled")
+    settings.networking.request_timeout = 10
+    settings.networking.connect_timeout = 5
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 310
+    settings.posting.enabled = False
+    settings.scanning.disabled = True  # needs no right to list namespaces and CRDs
+
+
+def run(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT."""
+    operator = Operator(settings)
+    start_http_server(settings.metrics_port, registry=operator.metrics.registry)
+    kopf.run(
+        registry=register(operator),
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+        ready_flag=operator.ready,
+    )

@@ -1,0 +1,320 @@
+"""The Kubernetes API: reads, watches, applies, deletes and status writes; objects are plain dictionaries."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+
+from tlt_operator.api.names import (
+    API_VERSION,
+    FIELD_MANAGER,
+    JOB_KIND,
+    JOB_PLURAL,
+    REVISION_KIND,
+    REVISION_PLURAL,
+)
+from tlt_operator.errors import (
+    BusyError,
+    ConflictError,
+    FinalError,
+    NotFoundError,
+    RefusedError,
+    TemporaryError,
+    UnauthorizedError,
+    UnreachableError,
+)
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A namespaced kind: where its objects live in the API."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path of the collection or of one object; no namespace means all of them."""
+        root = "/api" if "/" not in self.api_version else "/apis"
+        parts = [root, self.api_version]
+        if namespace is not None:
+            parts += ["namespaces", namespace]
+        parts += [part for part in (self.plural, name, subresource) if part is not None]
+        return "/".join(parts)
+
+
+POD = Kind(api_version="v1", kind="Pod", plural="pods")
+SECRET = Kind(api_version="v1", kind="Secret", plural="secrets")
+SERVICE = Kind(api_version="v1", kind="Service", plural="services")
+EVENT = Kind(api_version="events.k8s.io/v1", kind="Event", plural="events")
+DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments")
+JOB = Kind(api_version=API_VERSION, kind=JOB_KIND, plural=JOB_PLURAL)
+REVISION = Kind(api_version=API_VERSION, kind=REVISION_KIND, plural=REVISION_PLURAL)
+
+_BY_KIND = {item.kind: item for item in (POD, SECRET, SERVICE, EVENT, DEPLOYMENT, JOB, REVISION)}
+
+
+class Change(enum.StrEnum):
+    """What a watch tells; `SYNCED` says that everything that existed at its start has been told."""
+
+    ADDED = "ADDED"
+    MODIFIED = "MODIFIED"
+    DELETED = "DELETED"
+    SYNCED = "SYNCED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchEvent:
+    """One change; `SYNCED` carries the names of all objects that exist instead."""
+
+    change: Change
+    body: Object
+    existing: frozenset[str] = frozenset()
+
+
+class Kubernetes:
+    """A connection to one API server, usable by many tasks at once."""
+
+    # A watch ends after this many seconds and begins again with a list, so that nothing missed stays missed.
+    WATCH_LIFETIME = 300
+    # Bookmarks come about once a minute; a watch that is silent for longer is dead, even when its connection is open.
+    WATCH_SILENCE = 100
+
+    def __init__(self, api: client.ApiClient, *, request_timeout: float = 10.0) -> None:
+        self._api = api
+        self._timeout = request_timeout
+
+    @classmethod
+    async def connect(cls, *, kubeconfig: str | None = None, request_timeout: float = 10.0) -> Kubernetes:
+        """Uses the kubeconfig named, else the pod's service account, else the user's kubeconfig.
+
+        Raises:
+            FinalError: there is no usable configuration.
+        """
+        configuration = client.Configuration()
+        # Watches hold their connections, so the number of connections must not be bounded below that of the jobs.
+        configuration.connection_pool_maxsize = 0
+        try:
+            if kubeconfig is not None:
+                await config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+            else:
+                try:
+                    config.load_incluster_config(client_configuration=configuration)
+                except config.ConfigException:
+                    await config.load_kube_config(client_configuration=configuration)
+        except (config.ConfigException, OSError) as error:
+            raise FinalError(f"no access to a cluster: {error}; set KUBECONFIG or run in a pod") from error
+        return cls(client.ApiClient(configuration), request_timeout=request_timeout)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._api.close()
+
+    @property
+    def configuration(self) -> client.Configuration:
+        """Address and credentials, for others who speak to the same API server."""
+        return self._api.configuration
+
+    async def get(self, kind: Kind, *, namespace: str, name: str) -> Object:
+        """One object.
+
+        Raises:
+            NotFoundError: it does not exist.
+        """
+        return await self._json("GET", kind.path(namespace, name))
+
+    async def find(self, kind: Kind, *, namespace: str, name: str) -> Object | None:
+        """One object, or None when it does not exist."""
+        try:
+            return await self.get(kind, namespace=namespace, name=name)
+        except NotFoundError:
+            return None
+
+    async def list_all(self, kind: Kind, *, namespace: str | None, labels: str = "") -> list[Object]:
+        """All objects of a kind with these labels."""
+        query = [("labelSelector", labels)] if labels else []
+        answer = await self._json("GET", kind.path(namespace), query=query)
+        return [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in answer["items"]]
+
+    async def create(self, body: Object) -> Object:
+        """Makes an object.
+
+        Raises:
+            ConflictError: it exists already.
+        """
+        kind, metadata = _kind_of(body), body["metadata"]
+        query = [("fieldManager", FIELD_MANAGER)]
+        return await self._json("POST", kind.path(metadata["namespace"]), body=body, query=query)
+
+    async def apply(self, body: Object) -> Object:
+        """Server-side apply: the fields given become as given, all others stay as they are."""
+        kind, metadata = _kind_of(body), body["metadata"]
+        return await self._json(
+            "PATCH",
+            kind.path(metadata["namespace"], metadata["name"]),
+            body=body,
+            query=[("fieldManager", FIELD_MANAGER), ("force", "true")],
+            content_type="application/apply-patch+yaml",
+        )
+
+    async def patch_status(self, kind: Kind, *, namespace: str, name: str, status: Mapping[str, Any]) -> Object:
+        """Merges fields into the status; a field that is None is removed, a list is replaced."""
+        return await self._json(
+            "PATCH",
+            kind.path(namespace, name, "status"),
+            body={"status": dict(status)},
+            query=[("fieldManager", FIELD_MANAGER)],
+            content_type="application/merge-patch+json",
+        )
+
+    async def patch(self, kind: Kind, *, namespace: str, name: str, body: Mapping[str, Any]) -> Object:
+        """Merges fields into an object (JSON merge patch)."""
+        return await self._json(
+            "PATCH",
+            kind.path(namespace, name),
+            body=dict(body),
+            query=[("fieldManager", FIELD_MANAGER)],
+            content_type="application/merge-patch+json",
+        )
+
+    async def delete(self, kind: Kind, *, namespace: str, name: str, uid: str | None = None) -> None:
+        """Deletes an object, and with `uid` only that very one; it is no error when it is gone already."""
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        try:
+            await self._json("DELETE", kind.path(namespace, name), body=options)
+        except (NotFoundError, ConflictError):
+            return  # gone, or another object bears the name now
+
+    async def serves(self, group: str) -> bool:
+        """Whether the cluster has an API group."""
+        answer = await self._json("GET", "/apis")
+        return any(item["name"] == group for item in answer["groups"])
+
+    async def watch(self, kind: Kind, *, namespace: str | None, labels: str = "") -> AsyncIterator[WatchEvent]:
+        """Lists, then follows changes until the watch ends by itself; the caller begins again.
+
+        Raises:
+            TemporaryError: the watch broke off.
+        """
+        query = [("labelSelector", labels)] if labels else []
+        answer = await self._json("GET", kind.path(namespace), query=query)
+        for item in answer["items"]:
+            yield WatchEvent(change=Change.ADDED, body=item)
+        existing = frozenset(item["metadata"]["uid"] for item in answer["items"])
+        yield WatchEvent(change=Change.SYNCED, body={}, existing=existing)
+        query += [
+            ("watch", "true"),
+            ("resourceVersion", answer["metadata"]["resourceVersion"]),
+            ("allowWatchBookmarks", "true"),
+            ("timeoutSeconds", str(self.WATCH_LIFETIME)),
+        ]
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self.WATCH_SILENCE)
+        response = await self._send("GET", kind.path(namespace), query=query, timeout=timeout)
+        try:
+            async for line in _lines(response):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    return  # most often 410 Gone: the list is taken again
+                if event["type"] != "BOOKMARK":
+                    yield WatchEvent(change=Change(event["type"]), body=event["object"])
+        finally:
+            response.close()
+
+    async def _json(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: list[tuple[str, str]] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
+        response = await self._send(
+            method, path, body=body, query=query or [], content_type=content_type, timeout=timeout
+        )
+        try:
+            found: Object = json.loads(await response.read())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise UnreachableError(f"{method} {path}: {error!r}") from error
+        return found
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: list[tuple[str, str]],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - handed to the HTTP client
+        body: Object | None = None,
+        content_type: str = "application/json",
+    ) -> aiohttp.ClientResponse:
+        request = await self._api.param_serialize(
+            method,
+            path,
+            query_params=query,
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            answer = await self._api.call_api(*request, _request_timeout=timeout)
+            if not 200 <= answer.status <= 299:
+                await answer.read()
+                raise _renamed(answer.status, f"{method} {path}", answer.data)
+        except ApiException as error:
+            raise _renamed(error.status or 0, f"{method} {path}", error.body) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnreachableError(f"{method} {path}: {error!r}") from error
+        response: aiohttp.ClientResponse = answer.response
+        return response
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    try:
+        async for line in response.content:
+            if line.strip():
+                yield line
+    except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
+        raise UnreachableError(f"watch broke off: {error!r}") from error
+
+
+def _kind_of(body: Mapping[str, Any]) -> Kind:
+    return _BY_KIND[body["kind"]]
+
+
+def _renamed(status: int, call: str, body: object) -> TemporaryError | FinalError:
+    message = f"{call}: {_message(body) or f'HTTP {status}'}"
+    match status:
+        case 404:
+            return NotFoundError(message)
+        case 401 | 403:
+            return UnauthorizedError(message)
+        case 409:
+            return ConflictError(message)
+        case 429 | 503 | 504:
+            return BusyError(message)
+        case _ if 400 <= status < 500:
+            return RefusedError(message)
+        case _:
+            return UnreachableError(message)
+
+
+def _message(body: object) -> str:
+    try:
+        parsed = json.loads(body) if isinstance(body, str | bytes) else body
+    except ValueError:
+        return ""
+    return str(parsed.get("message", "")) if isinstance(parsed, Mapping) else ""

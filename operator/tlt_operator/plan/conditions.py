@@ -1,0 +1,263 @@
+"""Facts in, conditions out: type, status, reason and a sentence that names the field, the object and the fix."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tlt_operator.api.names import ConditionType, Phase, Reason, token_secret_name
+from tlt_operator.plan.lending import Lending
+from tlt_operator.plan.revisions import Rollout
+from tlt_operator.plan.snapshot import Fault, RolloutView, Snapshot
+from tlt_operator.plan.training import placement_obstacle
+from tlt_operator.plan.worker import WorkerState
+from tlt_workloads.contract import STATE_ROUTE
+
+_NO_POOL = "spec.rollout.pool is not supported yet; run the pods yourself and name them in spec.rollout.selector"
+
+
+class Status(enum.StrEnum):
+    """Whether a condition holds."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One fact about a job."""
+
+    type: ConditionType
+    status: Status
+    reason: Reason
+    message: str
+
+
+def rollout_ready(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> Condition:
+    """Whether rollout pods can be watched."""
+    if snapshot.job.spec.rollout.pool is not None:
+        return _condition(
+            ConditionType.ROLLOUT_READY,
+            Status.FALSE,
+            Reason.POOL_NOT_SUPPORTED,
+            _NO_POOL,
+        )
+    if not snapshot.rollouts:
+        selector = snapshot.job.spec.rollout.selector
+        query = selector.query() if selector is not None else ""
+        return _condition(
+            ConditionType.ROLLOUT_READY,
+            Status.FALSE,
+            Reason.NO_PODS_MATCH,
+            f"spec.rollout.selector ({query}) matches no pod in namespace {snapshot.job.namespace}; "
+            "give the rollout pods these labels",
+        )
+    known = [
+        view
+        for view in snapshot.rollouts
+        if workers[view.pod.uid] not in (WorkerState.UNKNOWN, WorkerState.UNAVAILABLE)
+    ]
+    total = len(snapshot.rollouts)
+    if len(known) == total:
+        return _condition(
+            ConditionType.ROLLOUT_READY, Status.TRUE, Reason.PODS_READY, f"All {total} rollout pods answer"
+        )
+    if known:
+        return _condition(
+            ConditionType.ROLLOUT_READY,
+            Status.TRUE,
+            Reason.SOME_PODS_READY,
+            f"{len(known)} of {total} rollout pods answer",
+        )
+    reason, message = _why_silent(snapshot, snapshot.rollouts[0])
+    return _condition(ConditionType.ROLLOUT_READY, Status.FALSE, reason, message)
+
+
+def data_ready(snapshot: Snapshot, *, available_tokens: int) -> Condition:
+    """Whether enough was captured to train on."""
+    spec = snapshot.job.spec
+    needed = spec.training.trigger.min_new_tokens
+    if spec.capture.sample_rate == 0:
+        return _condition(
+            ConditionType.DATA_READY,
+            Status.FALSE,
+            Reason.CAPTURE_OFF,
+            "spec.capture.sampleRate is 0, so nothing is recorded; set it above 0 to train",
+        )
+    if not any(view.state is not None for view in snapshot.rollouts):
+        return _condition(ConditionType.DATA_READY, Status.UNKNOWN, Reason.NO_ANSWER, "No rollout pod has answered yet")
+    counts = f"{available_tokens} captured tokens wait; spec.training.trigger.minNewTokens is {needed}"
+    if available_tokens >= needed:
+        return _condition(ConditionType.DATA_READY, Status.TRUE, Reason.ENOUGH_TOKENS, counts)
+    return _condition(ConditionType.DATA_READY, Status.FALSE, Reason.NOT_ENOUGH_TOKENS, counts)
+
+
+def harvesting(snapshot: Snapshot, lending: Lending) -> Condition:
+    """Whether an idle device trains now, and if not, why not."""
+    if lending.lent:
+        return _condition(ConditionType.HARVESTING, Status.TRUE, lending.reason, lending.message)
+    obstacle = _lending_obstacle(snapshot)
+    if obstacle is not None and lending.reason not in (Reason.SUSPENDED, Reason.DELETING):
+        return _condition(ConditionType.HARVESTING, Status.FALSE, *obstacle)
+    return _condition(ConditionType.HARVESTING, Status.FALSE, lending.reason, lending.message)
+
+
+def drafter_ready(snapshot: Snapshot, rollout: Rollout) -> Condition:
+    """Whether the pods have the drafter that they should have."""
+    answering = [view for view in snapshot.rollouts if view.state is not None and view.fault is None]
+    if answering and all(view.state is not None and view.state.drafter_method is None for view in answering):
+        return _condition(
+            ConditionType.DRAFTER_READY,
+            Status.FALSE,
+            Reason.SPECULATION_OFF,
+            f"Pod {answering[0].pod.name} was started without speculation and cannot take a drafter; "
+            "start vLLM with --speculative-config",
+        )
+    wanted, counts = rollout.wanted, rollout.counts
+    if wanted is None:
+        refused = [item for item in snapshot.revisions if item.phase is not None and item.phase.value == "RolledBack"]
+        if refused:
+            newest = max(refused, key=lambda item: item.number)
+            return _condition(
+                ConditionType.DRAFTER_READY,
+                Status.FALSE,
+                Reason.REVISION_REFUSED,
+                f"Revision {newest.name} was rolled back; `kubectl describe drafterrevision {newest.name}` says why",
+            )
+        return _condition(
+            ConditionType.DRAFTER_READY, Status.FALSE, Reason.NO_REVISION, "No revision has been trained yet"
+        )
+    if counts.total and counts.loaded == counts.total:
+        return _condition(
+            ConditionType.DRAFTER_READY,
+            Status.TRUE,
+            Reason.REVISION_ACTIVE,
+            f"Revision {wanted.name} is in {counts.loaded} of {counts.total} rollout pods",
+        )
+    if rollout.refusals:
+        pod, why = next(iter(rollout.refusals.items()))
+        return _condition(
+            ConditionType.DRAFTER_READY,
+            Status.FALSE,
+            Reason.REVISION_REFUSED,
+            f"Pod {pod} refused revision {wanted.name}: {why}",
+        )
+    return _condition(
+        ConditionType.DRAFTER_READY,
+        Status.FALSE,
+        Reason.REVISION_LOADING,
+        f"Revision {wanted.name} is in {counts.loaded} of {counts.total} rollout pods",
+    )
+
+
+def degraded(snapshot: Snapshot, workers: Mapping[str, WorkerState], rollout: Rollout) -> Condition:
+    """Whether something needs a person."""
+    found = _first_trouble(snapshot, workers, rollout)
+    if found is None:
+        return _condition(ConditionType.DEGRADED, Status.FALSE, Reason.AS_EXPECTED, "Nothing needs attention")
+    return _condition(ConditionType.DEGRADED, Status.TRUE, *found)
+
+
+def phase_of(conditions: tuple[Condition, ...], *, suspended: bool) -> Phase:
+    """The conditions in one word."""
+    status = {item.type: item.status for item in conditions}
+    if suspended:
+        return Phase.SUSPENDED
+    if status.get(ConditionType.DEGRADED) is Status.TRUE:
+        return Phase.DEGRADED
+    if status.get(ConditionType.HARVESTING) is Status.TRUE:
+        return Phase.HARVESTING
+    return Phase.READY if status.get(ConditionType.ROLLOUT_READY) is Status.TRUE else Phase.PENDING
+
+
+def message_of(conditions: tuple[Condition, ...]) -> str:
+    """The sentence that matters most: what is wrong, else what is missing, else what goes on."""
+    by_type = {item.type: item for item in conditions}
+    trouble = by_type[ConditionType.DEGRADED]
+    if trouble.status is Status.TRUE:
+        return trouble.message
+    if by_type[ConditionType.ROLLOUT_READY].status is not Status.TRUE:
+        return by_type[ConditionType.ROLLOUT_READY].message
+    return by_type[ConditionType.HARVESTING].message
+
+
+def invalid_spec(message: str) -> tuple[Condition, ...]:
+    """The conditions of a job whose spec cannot be read at all."""
+    return (
+        _condition(ConditionType.ROLLOUT_READY, Status.UNKNOWN, Reason.INVALID_SPEC, message),
+        _condition(ConditionType.HARVESTING, Status.FALSE, Reason.INVALID_SPEC, message),
+        _condition(ConditionType.DEGRADED, Status.TRUE, Reason.INVALID_SPEC, message),
+    )
+
+
+def _first_trouble(
+    snapshot: Snapshot, workers: Mapping[str, WorkerState], rollout: Rollout
+) -> tuple[Reason, str] | None:
+    if snapshot.job.spec.rollout.pool is not None:
+        return Reason.POOL_NOT_SUPPORTED, _NO_POOL
+    obstacle = _lending_obstacle(snapshot)
+    if obstacle is not None:
+        return obstacle
+    if snapshot.child_failure is not None:
+        return Reason.CHILD_NOT_APPLIED, snapshot.child_failure
+    for view in snapshot.rollouts:
+        if workers[view.pod.uid] is WorkerState.UNKNOWN and view.silent_for > snapshot.limits.silence:
+            return _why_silent(snapshot, view)
+    for uid, failure in snapshot.trainer_failures.items():
+        name = next((view.pod.name for view in snapshot.rollouts if view.pod.uid == uid), uid)
+        return Reason.TRAINER_FAILED, f"The trainer on the device of {name} failed and will be tried again: {failure}"
+    for trainer in snapshot.trainers:
+        if trainer.pod.trouble is not None and not trainer.pod.deleting and trainer.state is None:
+            return Reason.TRAINER_FAILED, f"Trainer pod {trainer.pod.name} does not start: {trainer.pod.trouble}"
+    if rollout.refusals and rollout.wanted is not None:
+        pod, why = next(iter(rollout.refusals.items()))
+        return Reason.REVISION_REFUSED, f"Pod {pod} refused revision {rollout.wanted.name}: {why}"
+    gateway = snapshot.gateway
+    if gateway is not None and gateway.silent_for > 2 * snapshot.limits.silence:
+        return Reason.GATEWAY_UNREACHABLE, (
+            f"The gateway has not answered for {gateway.silent_for:.0f}s; "
+            f"see `kubectl describe deployment {snapshot.job.name}-gateway`"
+        )
+    return None
+
+
+def _lending_obstacle(snapshot: Snapshot) -> tuple[Reason, str] | None:
+    for view in snapshot.rollouts:
+        if not view.pod.deleting:
+            obstacle = placement_obstacle(snapshot, view.pod)
+            if obstacle is not None:
+                return obstacle
+    return None
+
+
+def _why_silent(snapshot: Snapshot, view: RolloutView) -> tuple[Reason, str]:
+    name, port = view.pod.name, snapshot.job.spec.port
+    match view.fault:
+        case Fault.ROUTE_MISSING:
+            return Reason.PLUGIN_MISSING, (
+                f"Pod {name} does not know {STATE_ROUTE} on port {port}: it runs without the rollout plugin, "
+                "and is not lent; use the workloads image or install tlt-operator[rollout] beside vLLM"
+            )
+        case Fault.TOKEN_REFUSED:
+            return Reason.TOKEN_REFUSED, (
+                f"Pod {name} refuses the token; mount Secret {token_secret_name(snapshot.job.name)} "
+                "at /var/run/secrets/tlt in the rollout pods and restart them"
+            )
+        case Fault.INCOMPATIBLE:
+            return Reason.INCOMPATIBLE, (
+                f"The answer of pod {name} cannot be read ({view.fault_message}); "
+                "bring rollout image and operator to one version"
+            )
+    if not view.pod.ready:
+        trouble = f": {view.pod.trouble}" if view.pod.trouble else ""
+        return Reason.PODS_NOT_READY, f"Pod {name} is {view.pod.phase} and not ready{trouble}"
+    return Reason.PODS_UNREACHABLE, (
+        f"Pod {name} has not answered on port {port} for {view.silent_for:.0f}s "
+        f"({view.fault_message or 'no answer yet'}); check spec.port and NetworkPolicies"
+    )
+
+
+def _condition(kind: ConditionType, status: Status, reason: Reason, message: str) -> Condition:
+    return Condition(type=kind, status=status, reason=reason, message=message[:1024])

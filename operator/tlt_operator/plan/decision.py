@@ -1,0 +1,187 @@
+"""`decide`: from what was observed to what should be done, shown and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tlt_operator.api.job import Job
+from tlt_operator.api.names import Phase
+from tlt_operator.plan.actions import Action, Configure
+from tlt_operator.plan.conditions import (
+    Condition,
+    data_ready,
+    degraded,
+    drafter_ready,
+    harvesting,
+    message_of,
+    phase_of,
+    rollout_ready,
+)
+from tlt_operator.plan.ledger import CountedLease, Ledger, account
+from tlt_operator.plan.lending import LeaseTerms, Lending, decide_leases, lendable, window_phase
+from tlt_operator.plan.revisions import Rollout, decide_revisions
+from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
+from tlt_operator.plan.tokens import TokenMemory, count_tokens
+from tlt_operator.plan.training import decide_trainers
+from tlt_operator.plan.windows import ClosedWindow, WindowHistory, advance
+from tlt_operator.plan.worker import WorkerState, classify_all
+from tlt_workloads.contract import (
+    CaptureSettings,
+    RolloutConfig,
+    SpeculationSettings,
+    TrainerPhase,
+    config_digest,
+)
+
+GONE = "Gone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What one pass hands to the next.  Losing it costs history, never correctness; the status keeps the ledger."""
+
+    workers: Mapping[str, WorkerState] = field(default_factory=dict)
+    trainers: Mapping[str, TrainerPhase] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)  # of both, by uid
+    windows: WindowHistory = field(default_factory=WindowHistory)
+    tokens: TokenMemory = field(default_factory=TokenMemory)
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """A pod that changed its state between two passes; `age` seconds ago, `from_state` None when it is new."""
+
+    pod: str
+    uid: str
+    from_state: str | None
+    to_state: str
+    age: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Everything that follows from a snapshot."""
+
+    actions: tuple[Action, ...]
+    conditions: tuple[Condition, ...]
+    phase: Phase
+    message: str
+    workers: Mapping[str, WorkerState]
+    lending: Lending
+    rollout: Rollout
+    available_tokens: int
+    worker_transitions: tuple[Transition, ...]
+    trainer_transitions: tuple[Transition, ...]
+    ended_leases: tuple[CountedLease, ...]
+    closed_windows: tuple[ClosedWindow, ...]
+    memory: Memory
+
+
+def rollout_config(job: Job) -> RolloutConfig:
+    """What each rollout pod of the job must be told."""
+    spec = job.spec
+    return RolloutConfig(
+        job=job.key,
+        store_url=spec.store.url,
+        idle_after=spec.idle.after,
+        capture=CaptureSettings(
+            enabled=spec.capture.sample_rate > 0,
+            max_tokens_per_step=spec.capture.max_tokens_per_step,
+            max_bytes=spec.capture.max_bytes,
+            sample_rate=spec.capture.sample_rate,
+        ),
+        speculation=SpeculationSettings(mode=spec.speculation.mode, draft_length=spec.drafter.speculative_tokens),
+    )
+
+
+def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision:
+    """The whole decision of one pass over one job."""
+    workers = classify_all(snapshot)
+    available, tokens = count_tokens(snapshot, memory.tokens)
+    windows, closed = advance(
+        memory.windows,
+        lendable(snapshot, workers),
+        phase=window_phase(snapshot, workers),
+        now=snapshot.now,
+    )
+    lending = decide_leases(snapshot, workers, history=windows, available_tokens=available, terms=terms)
+    rollout = decide_revisions(snapshot, workers)
+    ledger, ended = account(memory.ledger, snapshot)
+    conditions = (
+        rollout_ready(snapshot, workers),
+        data_ready(snapshot, available_tokens=available),
+        harvesting(snapshot, lending),
+        drafter_ready(snapshot, rollout),
+        degraded(snapshot, workers, rollout),
+    )
+    trainers = {view.pod.uid: view.state.phase for view in snapshot.trainers if view.state is not None}
+    names = {view.pod.uid: view.pod.name for view in snapshot.rollouts}
+    names |= {view.pod.uid: view.pod.name for view in snapshot.trainers}
+    return Decision(
+        actions=(
+            *lending.actions,
+            *_configurations(snapshot, workers),
+            *decide_trainers(snapshot, workers, available_tokens=available),
+            *rollout.actions,
+        ),
+        conditions=conditions,
+        phase=phase_of(conditions, suspended=snapshot.job.spec.suspend),
+        message=message_of(conditions),
+        workers=workers,
+        lending=lending,
+        rollout=rollout,
+        available_tokens=available,
+        worker_transitions=_transitions(
+            memory.workers, workers, names={**memory.names, **names}, ages=_ages(snapshot.rollouts)
+        ),
+        trainer_transitions=_transitions(
+            memory.trainers, trainers, names={**memory.names, **names}, ages=_ages(snapshot.trainers)
+        ),
+        ended_leases=ended,
+        closed_windows=closed,
+        memory=Memory(workers=workers, trainers=trainers, names=names, windows=windows, tokens=tokens, ledger=ledger),
+    )
+
+
+def _configurations(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> tuple[Action, ...]:
+    config = rollout_config(snapshot.job)
+    digest = config_digest(config)
+    return tuple(
+        Configure(rollout_uid=view.pod.uid, config=config)
+        for view in snapshot.rollouts
+        if view.state is not None
+        and workers[view.pod.uid] not in (WorkerState.UNKNOWN, WorkerState.UNAVAILABLE)
+        and view.state.config_digest != digest
+    )
+
+
+def _transitions(
+    before: Mapping[str, WorkerState] | Mapping[str, TrainerPhase],
+    after: Mapping[str, WorkerState] | Mapping[str, TrainerPhase],
+    *,
+    names: Mapping[str, str],
+    ages: Mapping[str, float],
+) -> tuple[Transition, ...]:
+    found = [
+        Transition(
+            pod=names[uid],
+            uid=uid,
+            from_state=before[uid].value if uid in before else None,
+            to_state=state.value,
+            age=ages.get(uid, 0.0),
+        )
+        for uid, state in after.items()
+        if before.get(uid) is not state
+    ]
+    found += [
+        Transition(pod=names[uid], uid=uid, from_state=state.value, to_state=GONE, age=0.0)
+        for uid, state in before.items()
+        if uid not in after
+    ]
+    return tuple(found)
+
+
+def _ages(views: tuple[RolloutView, ...] | tuple[TrainerView, ...]) -> dict[str, float]:
+    return {view.pod.uid: view.age for view in views if view.state is not None and view.fault is None}

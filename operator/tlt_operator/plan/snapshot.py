@@ -1,0 +1,83 @@
+"""What was observed of one job at one moment."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tlt_operator.api.job import Job
+from tlt_operator.api.pod import Pod
+from tlt_operator.api.revision import Revision
+from tlt_workloads.contract import GatewayState, RolloutState, TrainerState
+
+
+class Fault(enum.StrEnum):
+    """Why the last question to a pod brought no answer."""
+
+    UNREACHABLE = "Unreachable"
+    ROUTE_MISSING = "RouteMissing"  # a plain vLLM server, or something else on that port
+    TOKEN_REFUSED = "TokenRefused"  # noqa: S105 - a fault, not a secret
+    INCOMPATIBLE = "Incompatible"  # the answer does not fit the contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutView:
+    """One rollout pod and its last answer."""
+
+    pod: Pod
+    state: RolloutState | None = None
+    age: float = float("inf")  # since the answer
+    silent_for: float = 0.0  # since the last answer, or since the pod was first seen
+    fault: Fault | None = None
+    fault_message: str = ""
+    granting: bool = False  # a grant was sent that `state` cannot show yet
+    refusals: Mapping[str, str] = field(default_factory=dict)  # revision -> why this boot of the pod refused it
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerView:
+    """One trainer pod and its last answer."""
+
+    pod: Pod
+    state: TrainerState | None = None
+    age: float = float("inf")
+    known_for: float = 0.0  # since this process first saw the pod
+    fault: Fault | None = None
+    fault_message: str = ""
+    outdated: bool = False  # made from another manifest than the one wanted now
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayView:
+    """The gateway's last answer."""
+
+    state: GatewayState | None = None
+    age: float = float("inf")
+    silent_for: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The operator's own bounds, in seconds."""
+
+    stale_after: float = 30.0  # an answer older than this says nothing about now
+    silence: float = 30.0  # a pod that is silent for this long is worth a person's attention
+    retry_lease_after: float = 5.0  # after a lease that was given back unasked
+    stuck_after: float = 5.0  # beyond the grace period, a lease that does not end costs the trainer pod
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything a decision depends on; `now` is a steady clock in seconds."""
+
+    job: Job
+    now: float
+    rollouts: tuple[RolloutView, ...] = ()
+    trainers: tuple[TrainerView, ...] = ()
+    gateway: GatewayView | None = None  # None: the job has none
+    revisions: tuple[Revision, ...] = ()
+    devices_claimable: bool = True  # the cluster has dynamic resource allocation
+    trainer_failures: Mapping[str, str] = field(default_factory=dict)  # rollout uid -> what the last trainer died of
+    child_failure: str | None = None  # why the gateway, a Service or the Secret could not be applied
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,110 @@
+"""Which trainer pods exist: one per rollout pod that may soon be lent, kept warm, gone when of no use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tlt_operator.api.names import Reason
+from tlt_operator.api.pod import Pod
+from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
+from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
+from tlt_operator.plan.worker import WorkerState
+from tlt_workloads.contract import TrainerPhase
+
+# A trainer takes tens of seconds to import its libraries: it is started at this share of `minNewTokens`, so that it is
+# warm when there is enough.
+START_AT = 0.5
+
+
+def placement_obstacle(snapshot: Snapshot, pod: Pod) -> tuple[Reason, str] | None:
+    """Why no trainer can share this pod's device; None when one can."""
+    if not snapshot.devices_claimable:
+        return (
+            Reason.NO_DRA,
+            "The cluster has no resource.k8s.io API, so devices cannot be shared; "
+            "use Kubernetes 1.34 or later with a DRA driver",
+        )
+    if not pod.claims:
+        return (
+            Reason.NO_CLAIM,
+            f"No container of pod {pod.name} uses a ResourceClaim; add spec.resourceClaims and "
+            "resources.claims to its template",
+        )
+    return None
+
+
+def decide_trainers(
+    snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available_tokens: int
+) -> tuple[Action, ...]:
+    """Trainer pods to create and to delete."""
+    rollouts = {view.pod.uid: view for view in snapshot.rollouts}
+    wanted = _wanted(snapshot, workers, available_tokens=available_tokens)
+    actions: list[Action] = []
+    for trainer in snapshot.trainers:
+        if trainer.pod.deleting:
+            continue
+        delete = _deletion(snapshot, trainer, rollouts.get(trainer.pod.rollout_uid or ""), wanted)
+        if delete is not None:
+            actions.append(delete)
+    present = {trainer.pod.rollout_uid for trainer in snapshot.trainers}
+    actions += [CreateTrainer(rollout_uid=uid) for uid in wanted if uid not in present]
+    return tuple(actions)
+
+
+def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available_tokens: int) -> tuple[str, ...]:
+    spec = snapshot.job.spec
+    if spec.suspend or snapshot.job.deleting:
+        return ()
+    if available_tokens < START_AT * spec.training.trigger.min_new_tokens:
+        return ()
+    present = {trainer.pod.rollout_uid for trainer in snapshot.trainers}
+    fit = [
+        view
+        for view in snapshot.rollouts
+        if workers[view.pod.uid] not in (WorkerState.UNAVAILABLE, WorkerState.UNKNOWN)
+        and placement_obstacle(snapshot, view.pod) is None
+        and all(claim.claim is not None for claim in view.pod.claims)
+    ]
+    fit.sort(key=lambda view: (view.pod.uid not in present, -_idle_for(view), view.pod.name))
+    return tuple(view.pod.uid for view in fit[: spec.training.max_trainers])
+
+
+def _deletion(
+    snapshot: Snapshot, trainer: TrainerView, rollout: RolloutView | None, wanted: tuple[str, ...]
+) -> DeleteTrainer | None:
+    pod = trainer.pod
+    if pod.finished:
+        failure = (pod.trouble or "it ended without a word") if pod.phase == "Failed" else None
+        return DeleteTrainer(trainer_uid=pod.uid, why="it has ended", failure=failure)
+    if rollout is None or rollout.pod.deleting or rollout.pod.finished:
+        return DeleteTrainer(trainer_uid=pod.uid, why="its rollout pod is gone")
+    lease = rollout.state.lease if rollout.state is not None else None
+    if lease is not None and lease.holder == pod.holder:
+        overdue = snapshot.job.spec.reclaim.grace + snapshot.limits.stuck_after
+        if lease.revoking_for + rollout.age > overdue and lease.reason is not None:
+            return DeleteTrainer(
+                trainer_uid=pod.uid, why="it did not hand the device back", failure="stuck while handing back"
+            )
+        return None
+    if rollout.granting:
+        return None
+    if snapshot.job.spec.suspend or snapshot.job.deleting:
+        return DeleteTrainer(trainer_uid=pod.uid, why="the job lends no devices now")
+    if trainer.state is not None and trainer.state.phase is TrainerPhase.FAILED:
+        return DeleteTrainer(trainer_uid=pod.uid, why="it failed", failure=trainer.state.message or "no message")
+    if trainer.outdated:
+        return DeleteTrainer(trainer_uid=pod.uid, why="the job's trainers look different now")
+    if pod.rollout_uid not in wanted and _unused_for(trainer) > snapshot.job.spec.training.keep_warm:
+        return DeleteTrainer(trainer_uid=pod.uid, why="it had no window for spec.training.keepWarm")
+    return None
+
+
+def _unused_for(trainer: TrainerView) -> float:
+    window = trainer.state.last_window if trainer.state is not None else None
+    if window is None:
+        return trainer.known_for
+    return min(trainer.known_for, window.started_ago - window.seconds + trainer.age)
+
+
+def _idle_for(view: RolloutView) -> float:
+    return view.state.idle_for if view.state is not None else 0.0

@@ -1,0 +1,143 @@
+"""One open long poll per pod, and the last answer of each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from tlt_operator.errors import (
+    IncompatibleError,
+    NotFoundError,
+    OperatorError,
+    UnauthorizedError,
+)
+from tlt_operator.plan.snapshot import Fault
+from tlt_operator.reconcile.clock import Clock
+
+PACE = 0.01  # seconds between two polls of one pod: a pod that changes all the time must not fill the loop
+FIRST_RETRY = 0.25
+LAST_RETRY = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Numbered(Protocol):
+    """What every long-polled state has."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def boot(self) -> str: ...
+
+
+State = TypeVar("State", bound=Numbered)
+
+
+@dataclass(kw_only=True)
+class Answer(Generic[State]):
+    """The last answer of one pod; `received` and `since` are on the steady clock."""
+
+    since: float  # the pod was first asked
+    state: State | None = None
+    received: float | None = None
+    fault: Fault | None = None
+    message: str = ""
+
+    def age(self, now: float) -> float:
+        """Seconds since the answer; infinite when there was none."""
+        return now - self.received if self.received is not None else float("inf")
+
+    def silent_for(self, now: float) -> float:
+        """Seconds without a sign of life."""
+        return now - (self.received if self.received is not None else self.since)
+
+
+class Answers(Generic[State]):
+    """Asks all pods that it was told to follow, each in a task of its own, and calls `wake` at each change."""
+
+    def __init__(
+        self,
+        ask: Callable[[str, int], Awaitable[State]],
+        *,
+        wake: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        self._ask = ask
+        self._wake = wake
+        self._clock = clock
+        self._answers: dict[str, Answer[State]] = {}
+        self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
+
+    def follow(self, wanted: Mapping[str, str]) -> None:
+        """Asks exactly these pods (uid -> URL) from now on."""
+        for uid, (url, task) in list(self._tasks.items()):
+            if wanted.get(uid) != url or task.done():
+                task.cancel()
+                del self._tasks[uid]
+        for uid in [uid for uid in self._answers if uid not in wanted]:
+            del self._answers[uid]
+        for uid, url in wanted.items():
+            if uid not in self._tasks:
+                answer = self._answers.setdefault(uid, Answer(since=self._clock.steady()))
+                self._tasks[uid] = (url, asyncio.create_task(self._follow(url, answer), name=f"poll {url}"))
+
+    def get(self, uid: str) -> Answer[State] | None:
+        """The last answer of a pod, None when it is not followed."""
+        return self._answers.get(uid)
+
+    async def close(self) -> None:
+        """Asks nobody any more."""
+        tasks = [task for _, task in self._tasks.values()]
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, url: str, answer: Answer[State]) -> None:
+        seq, retry = 0, FIRST_RETRY
+        while True:
+            try:
+                state = await self._ask(url, seq)
+            except OperatorError as error:
+                changed = answer.fault is None or answer.state is None
+                answer.fault, answer.message = _fault_of(error), str(error)
+                seq = 0
+                if changed:
+                    self._wake()
+                await asyncio.sleep(retry)
+                retry = min(2 * retry, LAST_RETRY)
+                continue
+            except Exception:
+                logger.exception("Polling %s failed in an unforeseen way", url)
+                await asyncio.sleep(LAST_RETRY)
+                continue
+            before, faulty = answer.state, answer.fault is not None
+            answer.state, answer.received, answer.fault, answer.message = state, self._clock.steady(), None, ""
+            if before is None or faulty or (before.seq, before.boot) != (state.seq, state.boot):
+                self._wake()
+            seq, retry = state.seq, FIRST_RETRY
+            await asyncio.sleep(PACE)
+
+
+def _fault_of(error: OperatorError) -> Fault:
+    match error:
+        case NotFoundError():
+            return Fault.ROUTE_MISSING
+        case UnauthorizedError():
+            return Fault.TOKEN_REFUSED
+        case IncompatibleError():
+            return Fault.INCOMPATIBLE
+        case _:
+            return Fault.UNREACHABLE
+
+
+async def cancel(*tasks: asyncio.Task[None]) -> None:
+    """Cancels tasks and waits until they have ended."""
+    for task in tasks:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,24 @@
+"""The two clocks of the operator: a steady one for durations, the wall clock for what is written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """`steady` only runs forward and has no date; `wall` is seconds since 1970."""
+
+    steady: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+
+    def timestamp(self) -> str:
+        """Now, as RFC 3339 in whole seconds."""
+        return datetime.fromtimestamp(self.wall(), tz=UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def precise_timestamp(self) -> str:
+        """Now, as RFC 3339 with microseconds (MicroTime)."""
+        return datetime.fromtimestamp(self.wall(), tz=UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,111 @@
+"""Carries out actions: each in a task of its own, never two of one key at once, with back-off after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from tlt_operator.errors import BusyError, FinalError, OperatorError
+from tlt_operator.plan.actions import Action, action_key
+from tlt_operator.reconcile.clock import Clock
+
+SETTLE = 1.0  # seconds in which the news of an action's success is on its way
+BUSY_RETRY = 0.2
+FIRST_RETRY = 0.5
+FIRST_FINAL_RETRY = 5.0
+LAST_RETRY = 60.0
+
+Key = tuple[str, str]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Record:
+    """What is known of one key, on the steady clock."""
+
+    task: asyncio.Task[None] | None = None
+    not_before: float = 0.0
+    failures: int = 0
+    done_at: float = float("-inf")
+
+
+class Effects:
+    """`perform` carries out one action; `on_failure` hears of what went wrong, once per failure."""
+
+    def __init__(
+        self,
+        perform: Callable[[Action], Awaitable[None]],
+        *,
+        on_failure: Callable[[Action, OperatorError], None],
+        wake: Callable[[], None],
+        clock: Clock,
+    ) -> None:
+        self._perform = perform
+        self._on_failure = on_failure
+        self._wake = wake
+        self._clock = clock
+        self._records: dict[Key, _Record] = {}
+
+    def start(self, actions: Iterable[Action]) -> None:
+        """Begins all actions that are neither under way, nor just done, nor waiting after a failure."""
+        now = self._clock.steady()
+        for action in actions:
+            key = action_key(action)
+            record = self._records.setdefault(key, _Record())
+            if record.task is None and now >= record.not_before:
+                record.task = asyncio.create_task(self._run(action, record), name=f"{key[0]} {key[1]}")
+        self._forget(now)
+
+    def pending(self, key: Key, *, heard: float) -> bool:
+        """Whether an action is under way, or done so lately that an answer received at `heard` cannot show it."""
+        record = self._records.get(key)
+        if record is None:
+            return False
+        now = self._clock.steady()
+        return record.task is not None or (record.done_at > heard and now - record.done_at < SETTLE)
+
+    def delay(self, key: Key, seconds: float) -> None:
+        """Holds back actions of this key."""
+        record = self._records.setdefault(key, _Record())
+        record.not_before = max(record.not_before, self._clock.steady() + seconds)
+
+    async def close(self) -> None:
+        """Cancels what is under way."""
+        tasks = [record.task for record in self._records.values() if record.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, action: Action, record: _Record) -> None:
+        try:
+            await self._perform(action)
+        except OperatorError as error:
+            record.failures += 1
+            record.not_before = self._clock.steady() + _retry_after(error, record.failures)
+            self._on_failure(action, error)
+        except Exception:
+            record.failures += 1
+            record.not_before = self._clock.steady() + LAST_RETRY
+            logger.exception("%s failed in an unforeseen way", type(action).__name__)
+        else:
+            record.failures = 0
+            record.done_at = self._clock.steady()
+            record.not_before = max(record.not_before, record.done_at + SETTLE)
+        finally:
+            record.task = None
+            self._wake()
+
+    def _forget(self, now: float) -> None:
+        old = [key for key, item in self._records.items() if item.task is None and now - item.not_before > 600]
+        for key in old:
+            del self._records[key]
+
+
+def _retry_after(error: OperatorError, failures: int) -> float:
+    if isinstance(error, BusyError):
+        return BUSY_RETRY
+    first = FIRST_FINAL_RETRY if isinstance(error, FinalError) else FIRST_RETRY
+    return float(min(LAST_RETRY, first * 2 ** min(failures - 1, 10)))

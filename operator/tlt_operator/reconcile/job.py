@@ -1,0 +1,205 @@
+"""The loop of one TLTJob: observe, decide, act, tell."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from tlt_operator.api.job import Job
+from tlt_operator.clients.kube import POD
+from tlt_operator.clients.pods import PodClient
+from tlt_operator.clients.rollout import RolloutClient
+from tlt_operator.errors import BusyError, OperatorError
+from tlt_operator.manifests.gateway import gateway_url
+from tlt_operator.plan.actions import Action, GrantLease, action_key
+from tlt_operator.plan.decision import Decision, Memory, decide
+from tlt_operator.plan.lending import LeaseTerms
+from tlt_operator.plan.snapshot import Snapshot
+from tlt_operator.plan.status import job_status, ledger_of
+from tlt_operator.plan.worker import WorkerState
+from tlt_operator.reconcile.answers import cancel
+from tlt_operator.reconcile.children import ensure_gateway, ensure_token
+from tlt_operator.reconcile.context import Context
+from tlt_operator.reconcile.effects import Effects
+from tlt_operator.reconcile.observer import Observer, pod_url
+from tlt_operator.reconcile.performer import Performer
+from tlt_operator.reconcile.recorder import Recorder
+from tlt_operator.reconcile.reporter import Reporter
+from tlt_operator.reconcile.status_writer import StatusWriter
+from tlt_workloads.contract import RevokeReason, TrainerPhase
+
+FAREWELL = 3.0  # seconds to take leases back when a job was deleted
+FIRST_RETRY = 1.0
+LAST_RETRY = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class JobLoop:
+    """Looks after one TLTJob from `run()` until it is cancelled.
+
+    `heartbeat` is the steady time of the last look.  A change of `spec.rollout` or `spec.port` needs a new loop, all
+    others are taken over by `update`.
+    """
+
+    def __init__(self, context: Context, job: Job, *, status: Mapping[str, Any]) -> None:
+        self._context = context
+        self._job = job
+        self._clock = context.clock
+        self._news = asyncio.Event()
+        self._news_at = self._clock.steady()
+        self._changed = asyncio.Event()
+        self._child_failure: str | None = None
+        self._token_known = False
+        self._memory = Memory(ledger=ledger_of(status))
+        self._last: tuple[Snapshot, Decision] | None = None
+        self._terms = LeaseTerms(ttl=context.settings.lease_ttl, window=context.settings.lease_window)
+        self._pods = PodClient(context.session, token="", request_timeout=context.settings.request_timeout)
+        self._recorder = Recorder(context)
+        self._effects = Effects(self._perform, on_failure=self._failed, wake=self.wake, clock=self._clock)
+        self._performer = Performer(context, self._pods, self._recorder, hold_back=self._effects.delay)
+        self._reporter = Reporter(context, self._recorder)
+        self._observer = Observer(context, job, self._pods, wake=self.wake)
+        self._status = StatusWriter(context, namespace=job.namespace, name=job.name, current=status)
+        self._grants: dict[str, float] = {}  # rollout uid -> when the news came that made the grant possible
+        self.heartbeat = self._clock.steady()
+
+    def update(self, job: Job) -> None:
+        """Takes over a changed spec or a deletion mark."""
+        if job.generation != self._job.generation:
+            self._changed.set()
+        self._job = job
+        self.wake()
+
+    def inherit(self, before: JobLoop) -> None:
+        """Takes over what the job's last loop knew; its ledger is newer than any status that was read."""
+        self._memory = before._memory
+        self._status.current = before._status.current
+
+    def wake(self) -> None:
+        """Says that something happened."""
+        if not self._news.is_set():
+            self._news_at = self._clock.steady()
+            self._news.set()
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        jobs = [*self._observer.tasks(), self._keep_children(), self._status.run(), self._loop()]
+        tasks = [asyncio.create_task(item) for item in jobs]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await cancel(*tasks)
+            await self._effects.close()
+            await self._observer.close()
+            await self._recorder.close()
+
+    async def farewell(self) -> None:
+        """After a deletion: takes all leases back and deletes the trainers, for a few seconds at most.
+
+        The garbage collector would delete them too, and the leases would run out; this is quicker.
+        """
+        if self._last is None:
+            return
+        snapshot, decision = self._last
+        calls = [
+            RolloutClient(self._pods, url=pod_url(view.pod, self._job.spec.port)).revoke_lease(RevokeReason.OPERATOR)
+            for view in snapshot.rollouts
+            if decision.workers[view.pod.uid] is WorkerState.LENT
+        ]
+        calls += [
+            self._context.kube.delete(POD, namespace=self._job.namespace, name=view.pod.name, uid=view.pod.uid)
+            for view in snapshot.trainers
+        ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                for result in await asyncio.gather(*calls, return_exceptions=True):
+                    if isinstance(result, BaseException):
+                        logger.warning("%s: while the job was deleted: %s", self._job.key, result)
+
+    async def _loop(self) -> None:
+        while True:
+            news_at = self._news_at
+            self._news.clear()
+            self.heartbeat = self._clock.steady()
+            try:
+                self._pass(news_at)
+            except Exception:
+                logger.exception("%s: a pass failed in an unforeseen way", self._job.key)
+                await asyncio.sleep(self._context.settings.tick)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._context.settings.tick):
+                    await self._news.wait()
+
+    def _pass(self, news_at: float) -> None:
+        if not self._observer.synced:
+            return
+        started = self._clock.steady()
+        if self._token_known:
+            self._observer.ask_pods(self._job)
+        snapshot = self._observer.snapshot(
+            self._job, deeds=self._effects, memories=self._performer, child_failure=self._child_failure
+        )
+        decision = decide(snapshot, self._memory, terms=self._terms)
+        self._memory = decision.memory
+        self._last = (snapshot, decision)
+        self._performer.look(snapshot)
+        for view in snapshot.trainers:
+            if view.state is not None and view.state.phase in (TrainerPhase.WAITING, TrainerPhase.TRAINING):
+                self._performer.trainer_works(view.pod)
+        for action in decision.actions:
+            if isinstance(action, GrantLease) and not self._effects.pending(action_key(action), heard=started):
+                self._grants[action.rollout_uid] = news_at
+        self._effects.start(decision.actions)
+        self._reporter.report(snapshot, decision)
+        self._status.want(
+            job_status(
+                snapshot,
+                decision,
+                previous=self._status.current,
+                gateway_url=gateway_url(self._job) if self._job.spec.gateway.enabled else None,
+                now=self._clock.timestamp(),
+            )
+        )
+        self._context.metrics.reconcile.labels(job=self._job.key).observe(self._clock.steady() - started)
+
+    async def _perform(self, action: Action) -> None:
+        await self._performer.perform(action)
+        if isinstance(action, GrantLease):
+            edge = self._grants.pop(action.rollout_uid, None)
+            if edge is not None:
+                self._reporter.lease_granted(self._job, action.rollout_uid, edge_to_lease=self._clock.steady() - edge)
+
+    def _failed(self, action: Action, error: OperatorError) -> None:
+        name = action_key(action)[0]
+        self._context.metrics.action_failures.labels(job=self._job.key, action=name).inc()
+        if isinstance(error, BusyError):
+            logger.info("%s: %s: not now: %s", self._job.key, name, error)
+        else:
+            logger.warning("%s: %s: %s", self._job.key, name, error)
+
+    async def _keep_children(self) -> None:
+        retry = FIRST_RETRY
+        while True:
+            self._changed.clear()
+            pause = self._context.settings.resync_interval
+            try:
+                if not self._job.deleting:
+                    self._pods.token = await ensure_token(self._context.kube, self._job)
+                    self._token_known = True
+                    await ensure_gateway(self._context.kube, self._job, settings=self._context.settings)
+                self._child_failure, retry = None, FIRST_RETRY
+            except OperatorError as error:
+                logger.warning("%s: %s; again in %.0fs", self._job.key, error, retry)
+                self._child_failure = str(error)
+                pause, retry = retry, min(2 * retry, LAST_RETRY)
+            except Exception:
+                logger.exception("%s: the job's objects could not be kept", self._job.key)
+                pause = LAST_RETRY
+            self.wake()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()

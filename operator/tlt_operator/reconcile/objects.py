@@ -1,0 +1,74 @@
+"""The job's objects in the cluster, kept current by a watch that begins again whenever it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from tlt_operator.clients.kube import Change, Kind, Kubernetes, WatchEvent
+from tlt_operator.errors import OperatorError
+
+FIRST_RETRY = 0.5
+LAST_RETRY = 30.0
+
+logger = logging.getLogger(__name__)
+
+Parsed = TypeVar("Parsed")
+
+
+class Objects(Generic[Parsed]):
+    """Objects of one kind and selector by uid.  `synced` turns true with the first complete list."""
+
+    def __init__(
+        self,
+        kube: Kubernetes,
+        kind: Kind,
+        *,
+        namespace: str,
+        labels: str,
+        parse: Callable[[dict[str, Any]], Parsed],
+        wake: Callable[[], None],
+    ) -> None:
+        self._kube = kube
+        self._kind = kind
+        self._namespace = namespace
+        self._labels = labels
+        self._parse = parse
+        self._wake = wake
+        self._found: dict[str, Parsed] = {}
+        self.synced = False
+
+    def all(self) -> tuple[Parsed, ...]:
+        """Everything that exists, as of the last event."""
+        return tuple(self._found.values())
+
+    async def follow(self) -> None:
+        """Runs until cancelled."""
+        retry = FIRST_RETRY
+        while True:
+            try:
+                async for event in self._kube.watch(self._kind, namespace=self._namespace, labels=self._labels):
+                    self._take(event)
+                    retry = FIRST_RETRY
+                continue
+            except OperatorError as error:
+                logger.warning(
+                    "Watch of %s in %s: %s; again in %.1fs", self._kind.plural, self._namespace, error, retry
+                )
+            except Exception:
+                logger.exception("Watch of %s in %s failed in an unforeseen way", self._kind.plural, self._namespace)
+            await asyncio.sleep(retry)
+            retry = min(2 * retry, LAST_RETRY)
+
+    def _take(self, event: WatchEvent) -> None:
+        if event.change is Change.SYNCED:
+            for uid in [uid for uid in self._found if uid not in event.existing]:
+                del self._found[uid]
+            self.synced = True
+        elif event.change is Change.DELETED:
+            self._found.pop(event.body["metadata"]["uid"], None)
+        else:
+            self._found[event.body["metadata"]["uid"]] = self._parse(event.body)
+        self._wake()

@@ -1,0 +1,137 @@
+"""Tells the outside what a pass found: timeline, metrics and Events of ended leases."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from tlt_operator.api.job import Job
+from tlt_operator.api.names import EventReason
+from tlt_operator.plan.conditions import Status
+from tlt_operator.plan.decision import Decision, Transition
+from tlt_operator.plan.ledger import Ledger
+from tlt_operator.plan.snapshot import Snapshot
+from tlt_operator.plan.worker import WorkerState
+from tlt_operator.reconcile.context import Context
+from tlt_operator.reconcile.recorder import Recorder
+from tlt_operator.telemetry import timeline
+from tlt_operator.telemetry.metrics import Totals
+from tlt_workloads.contract import RolloutState
+
+METRICS_INTERVAL = 1.0
+_HELD = (WorkerState.LENT.value, WorkerState.REVOKING.value)
+
+
+class Reporter:
+    """What is told of one job."""
+
+    def __init__(self, context: Context, recorder: Recorder) -> None:
+        self._context = context
+        self._recorder = recorder
+        self._totals = Totals()
+        self._shown_at = float("-inf")
+        self._windows_seen: set[tuple[str, int]] = set()
+        self._edges: dict[str, float] = {}
+
+    def lease_granted(self, job: Job, rollout_uid: str, *, edge_to_lease: float) -> None:
+        """Keeps the reaction time for the timeline's line to `Lent`."""
+        self._edges[rollout_uid] = edge_to_lease
+        self._context.metrics.edge_to_lease.labels(job=job.key).observe(edge_to_lease)
+
+    def report(self, snapshot: Snapshot, decision: Decision) -> None:
+        """Everything that this pass found to be new."""
+        job = snapshot.job
+        states = {view.pod.uid: view.state for view in snapshot.rollouts}
+        rollouts = {view.pod.uid: view.pod.name for view in snapshot.rollouts}
+        partners = {view.pod.uid: rollouts.get(view.pod.rollout_uid or "") for view in snapshot.trainers}
+        for item in decision.worker_transitions:
+            self._worker(job, item, states.get(item.uid))
+        for item in decision.trainer_transitions:
+            self._transition(job, "trainer", item, {"rollout": partners.get(item.uid)})
+        metrics = self._context.metrics
+        for counted in decision.ended_leases:
+            lease = counted.lease
+            metrics.training_window.labels(job=job.key).observe(lease.duration)
+            metrics.leases.labels(job=job.key, result=lease.reason.value if lease.reason else "returned").inc()
+            if lease.reason is not None:
+                metrics.reclaim.labels(job=job.key).observe(lease.hand_back)
+            self._recorder.normal(
+                job,
+                EventReason.LEASE_ENDED,
+                f"Device of pod {counted.pod} came back after {lease.duration:.1f}s"
+                + (
+                    f" ({lease.reason.value}), {lease.hand_back * 1000:.0f} ms after it was asked for"
+                    if lease.reason
+                    else ""
+                ),
+                subject=counted.pod,
+            )
+        for window in decision.closed_windows:
+            metrics.idle_window.labels(job=job.key).observe(window.seconds)
+        now = self._context.clock.steady()
+        if now - self._shown_at >= METRICS_INTERVAL:
+            self._shown_at = now
+            self._show(snapshot, decision)
+
+    def _worker(self, job: Job, item: Transition, state: RolloutState | None) -> None:
+        extra: dict[str, timeline.Value] = {}
+        if item.to_state == WorkerState.LENT.value and item.uid in self._edges:
+            extra["edgeToLease"] = round(self._edges.pop(item.uid), 4)
+        last = state.last_lease if state is not None else None
+        if item.from_state in _HELD and item.to_state not in _HELD and last is not None:
+            extra["handBack"] = round(last.hand_back, 4)
+            extra["reason"] = last.reason.value if last.reason is not None else None
+        self._transition(job, "worker", item, extra)
+
+    def _transition(self, job: Job, kind: str, item: Transition, extra: Mapping[str, timeline.Value]) -> None:
+        timeline.write_transition(
+            at=self._context.clock.wall() - item.age,
+            job=job.key,
+            kind=kind,
+            pod=item.pod,
+            from_state=item.from_state,
+            to_state=item.to_state,
+            **extra,
+        )
+
+    def _show(self, snapshot: Snapshot, decision: Decision) -> None:
+        job, metrics = snapshot.job.key, self._context.metrics
+        counts = Counter(decision.workers.values())
+        metrics.show_states(job, {state.value: counts.get(state, 0) for state in WorkerState})
+        self._show_seconds(job, decision.memory.ledger)
+        for view in snapshot.rollouts:
+            if view.state is not None:
+                self._show_capture(job, view.state)
+        for trainer in snapshot.trainers:
+            if trainer.state is None:
+                continue
+            state = trainer.state
+            metrics.training_tokens.labels(job=job).inc(self._totals.grown(state.boot, "trained", state.trained_tokens))
+            window = state.last_window
+            if window is not None and (state.boot, state.windows) not in self._windows_seen:
+                self._windows_seen.add((state.boot, state.windows))
+                if window.lease_to_first_step is not None:
+                    metrics.detect_to_train.labels(job=job).observe(window.lease_to_first_step)
+        rollout = decision.rollout
+        metrics.show_revision(job, rollout.active.name if rollout.active else None, accept_length=rollout.accept_length)
+        metrics.available_tokens.labels(job=job).set(decision.available_tokens)
+        metrics.trainers.labels(job=job).set(len(snapshot.trainers))
+        metrics.suspended.labels(job=job).set(snapshot.job.spec.suspend)
+        for condition in decision.conditions:
+            for status in Status:
+                metrics.condition.labels(job=job, type=condition.type.value, status=status.value).set(
+                    condition.status is status
+                )
+
+    def _show_seconds(self, job: str, ledger: Ledger) -> None:
+        for state, total in (("busy", ledger.busy), ("idle", ledger.idle), ("harvested", ledger.harvested)):
+            self._context.metrics.gpu_seconds.labels(job=job, state=state).inc(
+                self._totals.grown("ledger", state, total)
+            )
+
+    def _show_capture(self, job: str, state: RolloutState) -> None:
+        metrics, capture = self._context.metrics, state.capture
+        grown = self._totals.grown
+        metrics.capture_tokens.labels(job=job).inc(grown(state.boot, "tokens", capture.tokens))
+        metrics.capture_bytes.labels(job=job).inc(grown(state.boot, "bytes", capture.bytes))
+        metrics.capture_dropped.labels(job=job).inc(grown(state.boot, "dropped", capture.dropped_tokens))

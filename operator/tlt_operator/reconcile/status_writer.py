@@ -1,0 +1,69 @@
+"""Writes a job's status: soon when something happened, seldom when only counters moved, never when nothing changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from tlt_operator.clients.kube import JOB
+from tlt_operator.errors import NotFoundError, OperatorError
+from tlt_operator.plan.status import significant
+from tlt_operator.reconcile.context import Context
+
+LOOK = 0.1
+FIRST_RETRY = 1.0
+LAST_RETRY = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class StatusWriter:
+    """The status of one job; `current` is what was last wanted, at first what the API server has."""
+
+    def __init__(self, context: Context, *, namespace: str, name: str, current: Mapping[str, Any]) -> None:
+        self._context = context
+        self._namespace = namespace
+        self._name = name
+        self._written: Mapping[str, Any] | None = None
+        self._written_at = float("-inf")
+        self.current: Mapping[str, Any] = current
+
+    def want(self, status: Mapping[str, Any]) -> None:
+        """The status that should be there."""
+        self.current = status
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        first = self.current
+        retry = FIRST_RETRY
+        while True:
+            await asyncio.sleep(LOOK)
+            if self.current is first or not self._due():
+                continue
+            status = self.current
+            try:
+                await self._context.kube.patch_status(JOB, namespace=self._namespace, name=self._name, status=status)
+            except NotFoundError:
+                return  # the job is gone
+            except OperatorError as error:
+                logger.warning("Status of %s/%s was not written: %s", self._namespace, self._name, error)
+                await asyncio.sleep(retry)
+                retry = min(2 * retry, LAST_RETRY)
+                continue
+            retry = FIRST_RETRY
+            self._written, self._written_at = status, self._context.clock.steady()
+            job = f"{self._namespace}/{self._name}"
+            self._context.metrics.api_writes.labels(job=job, kind="TLTJob").inc()
+
+    def _due(self) -> bool:
+        if self._written is None:
+            return True
+        if self.current == self._written:
+            return False
+        since = self._context.clock.steady() - self._written_at
+        settings = self._context.settings
+        if significant(self.current) != significant(self._written):
+            return since >= settings.status_interval
+        return since >= settings.counter_interval

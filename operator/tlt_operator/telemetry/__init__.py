@@ -1,0 +1,1 @@
+"""What people and their tools watch: metrics, logs, the timeline and Kubernetes Events.  Nothing here decides."""

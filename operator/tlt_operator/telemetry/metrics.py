@@ -1,0 +1,112 @@
+"""The metrics that an operator's user watches; names and labels are public."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_WINDOWS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
+_REACTIONS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """All metrics on one registry.  `job` is "<namespace>/<name>"."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        own = self.registry
+        self.gpus = Gauge("tlt_gpus", "Rollout pods (devices) by state", ["job", "state"], registry=own)
+        self.gpu_seconds = Counter(
+            "tlt_gpu_seconds", "Device seconds since the job was made", ["job", "state"], registry=own
+        )
+        self.idle_window = Histogram(
+            "tlt_idle_window_seconds", "How long pods stayed lendable", ["job"], buckets=_WINDOWS, registry=own
+        )
+        self.training_window = Histogram(
+            "tlt_training_window_seconds", "How long devices were lent", ["job"], buckets=_WINDOWS, registry=own
+        )
+        self.edge_to_lease = Histogram(
+            "tlt_edge_to_lease_seconds",
+            "From the news of an idle pod to its lease",
+            ["job"],
+            buckets=_REACTIONS,
+            registry=own,
+        )
+        self.detect_to_train = Histogram(
+            "tlt_detect_to_train_seconds",
+            "From the lease to the first training step",
+            ["job"],
+            buckets=_REACTIONS,
+            registry=own,
+        )
+        self.reclaim = Histogram(
+            "tlt_reclaim_seconds", "From asking a device back to having it", ["job"], buckets=_REACTIONS, registry=own
+        )
+        self.leases = Counter("tlt_lease", "Leases by what became of them", ["job", "result"], registry=own)
+        self.acceptance = Gauge(
+            "tlt_acceptance_length",
+            "Mean tokens per verification step, bonus token counted",
+            ["job", "revision"],
+            registry=own,
+        )
+        self.revision = Gauge("tlt_revision_info", "The revision in use", ["job", "revision"], registry=own)
+        self.rollbacks = Counter("tlt_rollbacks", "Revisions that were withdrawn", ["job"], registry=own)
+        self.training_tokens = Counter("tlt_training_tokens", "Tokens trained on", ["job"], registry=own)
+        self.capture_tokens = Counter("tlt_capture_tokens", "Tokens recorded", ["job"], registry=own)
+        self.capture_bytes = Counter("tlt_capture_bytes", "Bytes recorded", ["job"], registry=own)
+        self.capture_dropped = Counter(
+            "tlt_capture_dropped", "Tokens not recorded for lack of time", ["job"], registry=own
+        )
+        self.available_tokens = Gauge(
+            "tlt_available_tokens", "Recorded tokens not yet trained on", ["job"], registry=own
+        )
+        self.trainers = Gauge("tlt_trainers", "Trainer pods", ["job"], registry=own)
+        self.suspended = Gauge("tlt_suspended", "1 when the job lends nothing by request", ["job"], registry=own)
+        self.condition = Gauge(
+            "tlt_condition", "1 for the status that a condition has", ["job", "type", "status"], registry=own
+        )
+        self.reconcile = Histogram(
+            "tlt_reconcile_seconds",
+            "One pass over one job",
+            ["job"],
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1),
+            registry=own,
+        )
+        self.action_failures = Counter("tlt_action_failures", "Actions that failed", ["job", "action"], registry=own)
+        self.api_writes = Counter("tlt_api_writes", "Writes to the API server", ["job", "kind"], registry=own)
+        self.heartbeat = Gauge("tlt_heartbeat_timestamp_seconds", "When all jobs were last looked at", registry=own)
+
+    def forget(self, job: str) -> None:
+        """Drops all series of a job that was deleted."""
+        for metric in vars(self).values():
+            if isinstance(metric, Counter | Gauge | Histogram) and metric is not self.heartbeat:
+                metric.remove_by_labels({"job": job})
+
+    def show_states(self, job: str, counts: Mapping[str, int]) -> None:
+        """Sets the number of devices for each state."""
+        for state, count in counts.items():
+            self.gpus.labels(job=job, state=state).set(count)
+
+    def show_revision(self, job: str, revision: str | None, *, accept_length: float | None) -> None:
+        """Names the revision in use and its accept length; the one before is dropped."""
+        for metric in (self.revision, self.acceptance):
+            metric.remove_by_labels({"job": job})
+        if revision is None:
+            return
+        self.revision.labels(job=job, revision=revision).set(1)
+        if accept_length is not None:
+            self.acceptance.labels(job=job, revision=revision).set(accept_length)
+
+
+class Totals:
+    """Turns totals that pods count since their boot into increments of one counter, across reboots."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], float] = {}
+
+    def grown(self, source: str, what: str, total: float) -> float:
+        """By how much the total of a source (a boot id) has grown since it was last seen."""
+        before = self._last.get((source, what), 0.0)
+        self._last[(source, what)] = max(before, total)
+        return max(0.0, total - before)

@@ -334,8 +334,12 @@ def _is_ready(settings: Settings) -> bool:
     client = api(settings)
     if settings.shape is Shape.CONTROL_PLANE:
         return client.is_ready()
+    node = f"/api/v1/nodes/{settings.node_name}"
     try:
-        conditions = client.get(f"/api/v1/nodes/{settings.node_name}")["status"].get("conditions", [])
+        # A dead kubelet's node stays Ready for a while, so the kubelet itself is asked too.
+        if not client.exists(f"{node}/proxy/healthz"):
+            return False
+        conditions = client.get(node)["status"].get("conditions", [])
     except DevclusterError:
         return False
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

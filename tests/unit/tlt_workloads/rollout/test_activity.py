@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlt_workloads.rollout.activity import ActivityClock
@@ -60,6 +60,7 @@ def test_failed_and_aborted_requests_are_counted_apart() -> None:
     assert (clock.requests, clock.failed, clock.aborted, clock.in_flight) == (3, 1, 1, 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 5), st.sampled_from(["arrive", "depart", "pause", "resume", "lend", "return"]))))
 def test_every_second_is_busy_or_idle(steps: list[tuple[float, str]]) -> None:
     clock, now = ActivityClock(started_at=0), 0.0

@@ -1,0 +1,71 @@
+"""The command line and environment that the server gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tlt_workloads.rollout.serve import element_type_for, environment_for, parse, vllm_arguments
+
+
+def arguments(*given: str, drafter: Path | None = Path("/drafter"), element_type: str | None = "float32") -> list[str]:
+    return vllm_arguments(parse(["--model", "/model", *given]), drafter=drafter, element_type=element_type)
+
+
+def value(line: list[str], flag: str) -> str:
+    assert line.count(flag) == 1
+    return line[line.index(flag) + 1]
+
+
+def test_the_loop_gets_the_flags_that_it_needs() -> None:
+    line = arguments("--speculative-tokens", "2")
+    assert json.loads(value(line, "--weight-transfer-config")) == {"backend": "tlt"}
+    speculative = json.loads(value(line, "--speculative-config"))
+    assert (speculative["method"], speculative["model"], speculative["num_speculative_tokens"]) == ("eagle3", "/drafter", 2)
+    assert value(line, "--logprobs-mode") == "processed_logprobs"
+    assert value(line, "--api-server-count") == "1"
+    assert value(line, "--dtype") == "float32"
+
+
+@pytest.mark.parametrize(
+    "given", [("--dtype", "bfloat16"), ("--dtype=bfloat16",), ("--max_logprobs", "5"), ("--weight-transfer-config", "{}")]
+)
+def test_what_the_caller_says_is_left_alone(given: tuple[str, ...]) -> None:
+    line = arguments(*given)
+    flag = given[0].partition("=")[0]
+    assert sum(word.partition("=")[0].replace("_", "-") == flag.replace("_", "-") for word in line) == 1
+
+
+def test_an_automatic_element_type_is_decided_here() -> None:
+    assert arguments("--dtype", "auto")[-2:] != ["--dtype", "auto"]
+    line = arguments("--dtype", "auto")
+    assert line[len(line) - line[::-1].index("--dtype")] == "float32"
+
+
+def test_a_plain_server_has_no_drafter() -> None:
+    assert not parse(["--model", "/model", "--no-speculation"]).speculate
+    assert "--speculative-config" not in arguments(drafter=None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"avx2", "avx512f"}, "float32"), ({"avx512f", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"), (set(), "float32")],
+)
+def test_the_element_type_follows_the_processor(flags: set[str], expected: str) -> None:
+    assert element_type_for(frozenset(flags)) == expected
+
+
+def test_the_plugin_is_named_beside_others(tmp_path: Path) -> None:
+    environment = {"VLLM_PLUGINS": "lora_filesystem_resolver", "HOME": str(tmp_path)}
+    wanted = environment_for(environment, scratch=tmp_path, on_cpu=False)
+    assert wanted["VLLM_PLUGINS"] == "lora_filesystem_resolver,tlt"
+    assert environment_for(wanted | {"HOME": str(tmp_path)}, scratch=tmp_path, on_cpu=False)["VLLM_PLUGINS"].count("tlt") == 1
+
+
+def test_with_a_read_only_home_caches_go_to_the_scratch_folder(tmp_path: Path) -> None:
+    wanted = environment_for({"HOME": "/nonexistent"}, scratch=tmp_path, on_cpu=True)
+    assert wanted["HOME"] == str(tmp_path)
+    assert all(wanted[name].startswith(str(tmp_path)) for name in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"))
+    assert wanted["VLLM_CPU_KVCACHE_SPACE"] == "1"

@@ -1,0 +1,96 @@
+"""Selective, asynchronous, atomic checkpoints: trainable tensors and optimiser moments, all float32, no pickle.
+
+Two are kept.  The training thread only copies; a background thread serialises, writes and tidies up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from tlt_workloads.contract import CHECKPOINT_FOLDER
+from tlt_workloads.store import Store
+from tlt_workloads.trainer.progress import (
+    PROGRESS_FILE,
+    TENSORS_FILE,
+    TrainingProgress,
+    checkpoint_folder,
+    finished_checkpoints,
+)
+
+KEPT = 2
+_log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Writes checkpoints behind the training's back; at most one at a time."""
+
+    def __init__(self, store: Store, *, writer: str) -> None:
+        self._store = store
+        self._writer = writer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the last one is still being written."""
+        return self._pending is not None and not self._pending.done()
+
+    def write(self, progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copies the tensors and returns; waits first when the one before is not done.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
+        self.flush()
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        self._pending = self._thread.submit(self._write, progress, copies)
+
+    def flush(self) -> None:
+        """Returns when all is durable.
+
+        Raises:
+            OSError: the last one could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Flushes and ends the thread."""
+        try:
+            self.flush()
+        finally:
+            self._thread.shutdown()
+
+    def _write(self, progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> None:
+        folder = checkpoint_folder(progress, self._writer)
+        data = save(dict(tensors))
+        self._store.write_atomic(f"{folder}/{TENSORS_FILE}", data)
+        whole = replace(progress, tensors_size=len(data))
+        self._store.write_atomic(f"{folder}/{PROGRESS_FILE}", whole.to_json())
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        kept = {folder for folder, _ in list(finished_checkpoints(self._store))[:KEPT]}
+        for name in self._store.folders(CHECKPOINT_FOLDER):
+            folder = f"{CHECKPOINT_FOLDER}/{name}"
+            # Another writer's unfinished folder sorts where its number puts it and is left alone until it is old.
+            if folder not in kept and folder < min(kept):
+                self._store.remove(folder)
+
+
+def load_checkpoint(store: Store) -> tuple[TrainingProgress, dict[str, torch.Tensor]] | None:
+    """The newest checkpoint that can be read, older ones in its place when it cannot; None when there is none."""
+    for folder, progress in finished_checkpoints(store):
+        try:
+            return progress, load(store.read(f"{folder}/{TENSORS_FILE}"))
+        except (OSError, SafetensorError, ValueError) as error:
+            _log.warning("checkpoint %s cannot be read, trying the one before: %s", folder, error)
+    return None

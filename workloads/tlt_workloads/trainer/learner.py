@@ -1,0 +1,107 @@
+"""One drafter being trained: micro-steps, the optimiser, and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from speculators.models.eagle3 import Eagle3DraftModel
+
+from tlt_workloads.trainer.data import TrainingBatch
+from tlt_workloads.trainer.model import Objective, draft_loss, trainable_tensors
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_VOCABULARY = ("d2t", "t2d")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserSettings:
+    """AdamW over float32 weights; the rate rises over `warmup_steps` and then stays, for nobody knows the end."""
+
+    learning_rate: float
+    warmup_steps: int = 10
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    gradient_norm: float = 1.0
+    step_tokens: int = 256  # trained positions of one optimiser step
+
+
+class Learner:
+    """A drafter and its optimiser.
+
+    Gradients of micro-steps add up, each weighted by the positions it trained, until a step's worth of them is there.
+    """
+
+    def __init__(self, model: Eagle3DraftModel, *, objective: Objective, settings: OptimiserSettings) -> None:
+        self.model = model
+        self.objective = objective
+        self.steps = 0
+        self._settings = settings
+        self._parameters = trainable_tensors(model)
+        self._optimiser = torch.optim.AdamW(
+            self._parameters.values(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._batches: list[TrainingBatch] = []
+        self._positions = 0
+
+    def micro_step(self, batch: TrainingBatch) -> float:
+        """Adds a batch's gradient and returns its mean loss.
+
+        Raises:
+            StepAbandonedError: asked to stop half-way; the gradients since the last step are dropped.
+        """
+        positions = batch.packed.trained_tokens
+        try:
+            loss = draft_loss(self.model, batch.packed.to(self.model.device), self.objective)
+            (loss * positions).backward()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._drop_gradients()
+            raise
+        self._batches.append(batch)
+        self._positions += positions
+        return float(loss.detach())
+
+    def step_if_due(self) -> list[TrainingBatch]:
+        """Applies the gradients when enough positions are in them; returns the batches that now count as trained."""
+        if self._positions < self._settings.step_tokens:
+            return []
+        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        torch._foreach_div_(gradients, float(self._positions))
+        torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.gradient_norm)
+        self.steps += 1
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._settings.learning_rate * min(1.0, self.steps / self._settings.warmup_steps)
+        self._optimiser.step()
+        applied = self._batches
+        self._drop_gradients()
+        return applied
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that a checkpoint must hold: weights, moments, vocabulary."""
+        state = {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            for moment in _MOMENTS:
+                if moment in self._optimiser.state[parameter]:
+                    state[f"{moment}.{name}"] = self._optimiser.state[parameter][moment]
+        return state | {
+            f"model.{name}": getattr(self.model, name) for name in _VOCABULARY if name in self.model._buffers
+        }
+
+    def restore_moments(self, tensors: Mapping[str, torch.Tensor], *, steps: int) -> None:
+        """Puts the optimiser where the checkpoint left it."""
+        self.steps = steps
+        for name, parameter in self._parameters.items():
+            if f"exp_avg.{name}" in tensors:
+                self._optimiser.state[parameter] = {
+                    "step": torch.tensor(float(steps), device=parameter.device),
+                    **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS},
+                }
+
+    def _drop_gradients(self) -> None:
+        self._optimiser.zero_grad(set_to_none=True)
+        self._batches, self._positions = [], 0

@@ -1,0 +1,34 @@
+"""The window loop: maybe publish, next batch, step, maybe checkpoint, maybe stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tlt_workloads.trainer.session import Session
+from tlt_workloads.trainer.stopping import StepAbandonedError, StopFlag
+from tlt_workloads.trainer.window import WindowEnd, WorkerMessage, WorkerPublished, WorkerStepped
+
+
+def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessage], None]) -> WindowEnd:
+    """Trains until asked to stop or until nothing is left to train on.
+
+    Whatever was learnt since the last checkpoint is in the session, not yet in the store.
+    """
+    micro_steps, tokens, saved = 0, 0, time.monotonic()
+    try:
+        while not stop.is_set:
+            if session.release_due and (manifest := session.try_release(stop.abandon_step)):
+                report(WorkerPublished(manifest=manifest))
+            batch = session.next_batch()
+            if batch is None:
+                return WindowEnd.DONE if micro_steps else WindowEnd.NO_DATA
+            loss = session.train(batch)
+            micro_steps, tokens = micro_steps + 1, tokens + batch.packed.trained_tokens
+            report(WorkerStepped(steps=micro_steps, tokens=tokens, loss=loss))
+            if time.monotonic() - saved >= session.checkpoint_interval:
+                session.checkpoint()
+                saved = time.monotonic()
+    except StepAbandonedError:
+        pass
+    return WindowEnd.STOPPED

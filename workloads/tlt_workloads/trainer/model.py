@@ -1,0 +1,179 @@
+"""The drafter in memory: speculators' EAGLE-3 module around our files.
+
+The module trains `fc`, its decoder layer and its norm.  Embedding and head are frozen copies of the target's.
+`speculators` would apply the target's final norm to the recorded last hidden state; the engine records it after that
+norm, so here the norm is the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from speculators.config import SpeculatorsConfig, VerifierConfig
+from speculators.losses import resolve_loss_config
+from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
+from speculators.proposals.greedy import GreedyTokenProposalConfig
+from transformers import LlamaConfig
+
+from tlt_workloads.drafter import DrafterConfig, DrafterError, TargetFiles, drafter_tensors
+from tlt_workloads.trainer.packing import PackedBatch
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenTarget:
+    """What a drafter borrows from its target and never trains."""
+
+    embedding: torch.Tensor  # [vocabulary, hidden]
+    head: torch.Tensor  # [draft vocabulary, hidden]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What training minimises: speculators' loss by name, over `draft_length` steps ahead, later ones counting less."""
+
+    draft_length: int
+    loss: str = "kl_div"
+    step_decay: float = 0.8
+
+
+def read_frozen_target(target: TargetFiles, t2d: torch.Tensor | None) -> FrozenTarget:
+    """Reads embedding and head of the target; the head is cut to the draft vocabulary that `t2d` marks."""
+    head = target.head()
+    return FrozenTarget(target.embedding(), head if t2d is None else head[t2d])
+
+
+def build_drafter(
+    config: DrafterConfig,
+    tensors: Mapping[str, torch.Tensor],
+    target: FrozenTarget,
+    *,
+    draft_length: int,
+    device: torch.device,
+) -> Eagle3DraftModel:
+    """Builds the module with float32 trainable weights from a drafter's tensors.
+
+    Raises:
+        DrafterError: a tensor is missing or has another shape.
+    """
+    with torch.device("meta"):
+        model = Eagle3DraftModel(_speculators_config(config, draft_length=draft_length, device=device))
+    # Rotary frequencies are a buffer that no file holds, so the one that was built without memory is built again.
+    model.rotary_emb = type(model.rotary_emb)(model.rotary_emb.config).to(device)
+    model.verifier_norm = torch.nn.Identity()
+    head = target.head.to(device, torch.float32)
+    own = {"lm_head.weight": head, **tensors}  # a drafter from elsewhere may bring a head of its own
+    state = {name: _ready(name, own, spec.shape, device) for name, spec in drafter_tensors(config).items()}
+    state = {
+        "lm_head.weight": head,
+        **state,
+        "embed_tokens.weight": target.embedding.to(device),
+        "verifier_lm_head.weight": head,
+    }
+    model.load_state_dict(state, strict=True, assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in drafter_tensors(config) and name != "lm_head.weight")
+    return model
+
+
+def trainable_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The tensors that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def draft_loss(model: Eagle3DraftModel, batch: PackedBatch, objective: Objective) -> torch.Tensor:
+    """Mean loss over the batch's trained positions, summed over draft steps."""
+    _, loss, _ = model(
+        hidden_states=batch.features,
+        input_ids=batch.token_ids,
+        document_ids=batch.document_ids,
+        loss_mask=batch.loss_mask,
+        position_ids=batch.position_ids,
+        verifier_last_hidden_states=batch.last_hidden,
+        ttt_steps=objective.draft_length,
+        ttt_step_loss_decay=objective.step_decay,
+        loss_config=resolve_loss_config(objective.loss, _loss_implementation(batch.features.device)),
+    )
+    result: torch.Tensor = loss
+    return result
+
+
+@torch.no_grad()
+def propose(model: Eagle3DraftModel, batch: PackedBatch, *, draft_length: int) -> torch.Tensor:
+    """Greedy drafts for every position, given that the drafts before were right.
+
+    Returns:
+        Target token ids [draft length, tokens].
+    """
+    drafted = model(
+        hidden_states=batch.features,
+        input_ids=batch.token_ids,
+        document_ids=batch.document_ids,
+        position_ids=batch.position_ids,
+        ttt_steps=draft_length,
+    )
+    ids = torch.cat(drafted)
+    return ids if model.d2t is None else ids + model.d2t[ids]
+
+
+def on_every_layer(model: Eagle3DraftModel, check: Callable[[], None]) -> None:
+    """Calls `check` before the decoder layer in each draft step, forward and backward, so that a step can be left."""
+
+    def before_forward(_module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        check()
+        if arguments and arguments[0].requires_grad:
+            arguments[0].register_hook(before_backward)  # type: ignore[no-untyped-call]
+
+    def before_backward(_gradient: torch.Tensor) -> None:
+        check()
+
+    model.layers[0].register_forward_pre_hook(before_forward)
+
+
+def _ready(
+    name: str, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
+    if name not in tensors or tuple(tensors[name].shape) != shape:
+        found = [*tensors[name].shape] if name in tensors else "nothing"
+        raise DrafterError(f"{name}: expected {[*shape]}, found {found}")
+    tensor = tensors[name].to(device)
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+
+
+def _loss_implementation(device: torch.device) -> str:
+    """The fused losses are Triton kernels."""
+    return "fused" if device.type == "cuda" else "eager"
+
+
+def _speculators_config(config: DrafterConfig, *, draft_length: int, device: torch.device) -> Eagle3SpeculatorConfig:
+    layer = LlamaConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.attention_heads,
+        num_key_value_heads=config.key_value_heads,
+        head_dim=config.head_size,
+        num_hidden_layers=1,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_positions,
+        rms_norm_eps=config.rms_norm_eps,
+        attention_bias=False,
+        pad_token_id=None,
+        **config.position,
+    )
+    # Flex attention has no backward on the CPU; on a GPU it never builds the tokens-by-tokens mask.
+    layer._attn_implementation = "simple_flex_attention" if device.type == "cuda" else "eager"
+    return Eagle3SpeculatorConfig(
+        transformer_layer_config=layer,
+        draft_vocab_size=config.draft_vocab_size,
+        norm_before_residual=config.norm_before_residual,
+        norm_output=config.norm_output,
+        eagle_aux_hidden_state_layer_ids=list(config.layer_ids),
+        speculators_config=SpeculatorsConfig(
+            algorithm="eagle3",
+            proposal_methods=[GreedyTokenProposalConfig(speculative_tokens=draft_length)],
+            default_proposal_method="greedy",
+            verifier=VerifierConfig(name_or_path=None, architectures=[]),
+        ),
+    )

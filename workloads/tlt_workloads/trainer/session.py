@@ -1,0 +1,210 @@
+"""All that a worker holds while it has the device: drafter, optimiser, data, and how far it has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from speculators.models.eagle3 import Eagle3DraftModel
+
+from tlt_workloads.contract import RevisionManifest
+from tlt_workloads.drafter import DrafterConfig, DraftVocabulary, TargetFiles
+from tlt_workloads.shards import ShardMetadata
+from tlt_workloads.store import Store, open_store
+from tlt_workloads.trainer.checkpoint import CheckpointWriter
+from tlt_workloads.trainer.data import DataSettings, Feed, TrainingBatch
+from tlt_workloads.trainer.learner import Learner, OptimiserSettings
+from tlt_workloads.trainer.model import Objective, build_drafter, on_every_layer, read_frozen_target
+from tlt_workloads.trainer.progress import latest_progress
+from tlt_workloads.trainer.release import attempted, judge, release, release_due
+from tlt_workloads.trainer.settings import TrainerSettings
+from tlt_workloads.trainer.start import Start, find_start, parent_tensors, shape_of_drafter
+from tlt_workloads.trainer.target import find_target
+
+REFRESH_INTERVAL = 2.0  # s between looks for new shards
+MICRO_STEP_SECONDS = 0.2
+SMALLEST_BATCH, LARGEST_BATCH = 64, 8192  # rows
+
+
+class Session:
+    """Made by `open_session`, one per window."""
+
+    def __init__(
+        self,
+        settings: TrainerSettings,
+        *,
+        store: Store,
+        target: TargetFiles,
+        shape: DrafterConfig,
+        start: Start,
+        feed: Feed,
+        device: torch.device,
+        check: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._target = target
+        self._shape = shape
+        self._feed = feed
+        self._device = device
+        self._frozen = read_frozen_target(target, start.tensors.get("t2d"))
+        self._progress = replace(start.progress, windows=start.progress.windows + 1)
+        self._saved_at = (start.progress.trained_tokens, start.progress.attempted_tokens)
+        self._refreshed = time.monotonic()
+        model = self._build(start.tensors)
+        on_every_layer(model, check)
+        self._learner = Learner(
+            model,
+            objective=Objective(draft_length=settings.config.draft_length),
+            settings=OptimiserSettings(learning_rate=settings.config.learning_rate),
+        )
+        self._learner.restore_moments(start.moments, steps=start.progress.steps)
+        self._checkpoints = CheckpointWriter(store, writer=settings.holder.rpartition("/")[2][:8])
+
+    @property
+    def checkpoint_interval(self) -> float:
+        """Seconds between checkpoints."""
+        return self._settings.config.checkpoint_interval
+
+    @property
+    def release_due(self) -> bool:
+        """Whether it is time to try for a revision."""
+        return release_due(self._progress, publish_tokens=self._settings.publish_tokens)
+
+    def next_batch(self) -> TrainingBatch | None:
+        """The next batch; looks for new shards now and then, and always before saying that there is nothing."""
+        if time.monotonic() - self._refreshed < REFRESH_INTERVAL and (batch := self._feed.next_batch(self._rows())):
+            return batch
+        self._feed.refresh()
+        self._refreshed = time.monotonic()
+        return self._feed.next_batch(self._rows())
+
+    def train(self, batch: TrainingBatch) -> float:
+        """One micro-step, and an optimiser step when one is due; returns the loss.
+
+        Raises:
+            StepAbandonedError: asked to stop half-way.
+        """
+        start = time.monotonic()
+        loss = self._learner.micro_step(batch)
+        applied = self._learner.step_if_due()
+        seconds = time.monotonic() - start
+        self._progress = replace(self._progress, trained_seconds=self._progress.trained_seconds + seconds)
+        self._measure(batch.packed.tokens, seconds)
+        self._count(applied)
+        return loss
+
+    def try_release(self, check: Callable[[], None]) -> RevisionManifest | None:
+        """Judges the drafter against its parent and publishes it when it is better.
+
+        Raises:
+            StepAbandonedError: asked to stop half-way; nothing was published, the next window tries again.
+        """
+        start, manifest = time.monotonic(), None
+        model = self._learner.model
+        sequences = self._feed.held_out(tokens=self._settings.held_out_tokens)
+        judgement = judge(
+            model, self._parent(), sequences, draft_length=self._settings.config.draft_length, check=check
+        )
+        if judgement and judgement.is_better:
+            manifest = release(
+                self._store,
+                model,
+                job=self._settings.job,
+                shape=self._shape,
+                progress=self._progress,
+                evaluation=judgement.evaluation,
+            )
+        self._progress = attempted(self._progress, seconds=time.monotonic() - start, manifest=manifest)
+        return manifest
+
+    def checkpoint(self) -> None:
+        """Starts writing a checkpoint when there is anything new to keep."""
+        progress = replace(self._progress, steps=self._learner.steps, shards=self._feed.progress())
+        state = (progress.trained_tokens, progress.attempted_tokens)
+        if state != self._saved_at:
+            self._checkpoints.write(progress, self._learner.tensors())
+            self._saved_at = state
+
+    def close(self) -> None:
+        """Writes what is not yet kept and waits until it is durable."""
+        self.checkpoint()
+        self._checkpoints.close()
+
+    def _rows(self) -> int:
+        return self._settings.config.micro_batch_tokens or self._progress.micro_batch_tokens or SMALLEST_BATCH
+
+    def _measure(self, rows: int, seconds: float) -> None:
+        """Sizes the micro-step after the second one; the first also pays for what is only done once."""
+        if self._progress.micro_batch_tokens == 0 and self._learner.steps > 0:
+            fitting = int(rows * MICRO_STEP_SECONDS / seconds) // SMALLEST_BATCH * SMALLEST_BATCH
+            size = min(LARGEST_BATCH, max(SMALLEST_BATCH, fitting))
+            self._progress = replace(self._progress, micro_batch_tokens=size)
+
+    def _count(self, applied: Sequence[TrainingBatch]) -> None:
+        if not applied:
+            return
+        self._feed.mark_trained(applied)
+        progress = self._progress
+        first = min(batch.policy_versions[0] for batch in applied)
+        last = max(batch.policy_versions[1] for batch in applied)
+        self._progress = replace(
+            progress,
+            trained_tokens=progress.trained_tokens + sum(batch.packed.trained_tokens for batch in applied),
+            first_policy_version=first
+            if progress.first_policy_version is None
+            else min(first, progress.first_policy_version),
+            last_policy_version=last
+            if progress.last_policy_version is None
+            else max(last, progress.last_policy_version),
+        )
+
+    def _parent(self) -> Eagle3DraftModel:
+        model = self._learner.model
+        tensors = parent_tensors(
+            self._store,
+            self._progress,
+            config=self._settings.config,
+            target=self._target,
+            shape=self._shape,
+            vocabulary=DraftVocabulary(model.d2t, model.t2d),
+        )
+        return self._build(tensors)
+
+    def _build(self, tensors: Mapping[str, torch.Tensor]) -> Eagle3DraftModel:
+        return build_drafter(
+            self._shape, tensors, self._frozen, draft_length=self._settings.config.draft_length, device=self._device
+        )
+
+
+def open_session(settings: TrainerSettings, *, device: torch.device, check: Callable[[], None]) -> Session:
+    """Reads state and data.
+
+    Args:
+        settings: of the pod.
+        device: to train on.
+        check: called inside micro-steps; raises to leave one.
+
+    Raises:
+        StoreError, DrafterError: the settings do not fit what is there; trying again cannot help.
+    """
+    store = open_store(settings.job_store_url)
+    target = TargetFiles(find_target(settings.config.target_model))
+    shape = shape_of_drafter(settings.config, target)
+    feed = Feed(
+        store,
+        metadata=ShardMetadata(model=settings.config.target_model, layer_ids=shape.layer_ids),
+        settings=DataSettings(
+            max_policy_lag=settings.config.max_policy_lag,
+            draft_length=settings.config.draft_length,
+            memory_bytes=settings.data_memory_bytes,
+        ),
+        progress=latest_progress(store).shards,
+    )
+    feed.refresh()
+    start = find_start(store, config=settings.config, target=target, shape=shape, token_counts=feed.token_counts)
+    return Session(
+        settings, store=store, target=target, shape=shape, start=start, feed=feed, device=device, check=check
+    )

@@ -1,0 +1,117 @@
+"""What a trainer pod is told: one frozen dataclass, read once from the environment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tlt_workloads.contract import (
+    HOLDER_VARIABLE,
+    JOB_VARIABLE,
+    ROLLOUT_URL_VARIABLE,
+    STORE_URL_VARIABLE,
+    TOKEN_FILE_DEFAULT,
+    TOKEN_FILE_VARIABLE,
+    TRAINER_CONFIG_VARIABLE,
+    TRAINER_PORT,
+    ContractError,
+    TrainerConfig,
+    decode,
+)
+
+METHODS = ("Eagle3",)
+_ACCELERATOR = re.compile(r"^GPU_DEVICE_\d+$")
+_CORE = re.compile(r"^gpu-(\d+)$")
+
+
+class SettingsError(ValueError):
+    """An environment variable is missing or wrong; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Everything that does not change while the pod lives."""
+
+    job: str  # "<namespace>/<name>"
+    store_url: str  # the job's folder lies below
+    rollout_url: str
+    holder: str  # this pod in the lease
+    token_file: Path
+    config: TrainerConfig
+    cores: tuple[int, ...] = ()  # emulated accelerators: the CPU cores that stand for them
+    port: int = TRAINER_PORT
+    rollout_timeout: float = 5.0  # s without an answer after which the rollout pod counts as gone
+    scan_interval: float = 2.0  # s between looks into the store
+    publish_tokens: int = 2000  # trained positions after which a revision is tried
+    held_out_tokens: int = 1500  # that a revision is judged by
+    data_memory_bytes: int = 512 << 20
+
+    @property
+    def job_store_url(self) -> str:
+        """The job's folder in the store."""
+        return f"{self.store_url.rstrip('/')}/{self.job}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowOrder:
+    """What the supervisor asks of a worker."""
+
+    settings: TrainerSettings = field(repr=False)
+    lease_id: str
+
+
+def settings_from_environment(environment: Mapping[str, str]) -> TrainerSettings:
+    """Reads the variables that the operator sets.
+
+    Raises:
+        SettingsError: names the variable and what is expected there.
+    """
+    job = _required(environment, JOB_VARIABLE)
+    if job.count("/") != 1:
+        raise SettingsError(f"{JOB_VARIABLE}: {job!r} is not <namespace>/<name>")
+    return TrainerSettings(
+        job=job,
+        store_url=_required(environment, STORE_URL_VARIABLE),
+        rollout_url=_required(environment, ROLLOUT_URL_VARIABLE).rstrip("/"),
+        holder=_required(environment, HOLDER_VARIABLE),
+        token_file=Path(environment.get(TOKEN_FILE_VARIABLE, TOKEN_FILE_DEFAULT)),
+        config=_config(_required(environment, TRAINER_CONFIG_VARIABLE)),
+        cores=accelerator_cores(environment),
+    )
+
+
+def accelerator_cores(environment: Mapping[str, str]) -> tuple[int, ...]:
+    """The CPU cores that stand for this pod's emulated accelerators; empty on real ones.
+
+    The example DRA driver tells a container its devices as `GPU_DEVICE_<n>=gpu-<N>`.
+    """
+    found = []
+    for name, value in environment.items():
+        if _ACCELERATOR.match(name):
+            match = _CORE.match(value)
+            if match is None:
+                raise SettingsError(f"{name}: {value!r} is not gpu-<number>")
+            found.append(int(match[1]))
+    return tuple(sorted(found))
+
+
+def _config(text: str) -> TrainerConfig:
+    try:
+        config = decode(TrainerConfig, json.loads(text))
+    except (ValueError, ContractError) as error:
+        raise SettingsError(f"{TRAINER_CONFIG_VARIABLE}: {error}") from error
+    if config.method not in METHODS:
+        raise SettingsError(
+            f"spec.drafter.method: {config.method!r} cannot be trained; use one of {', '.join(METHODS)}"
+        )
+    return config
+
+
+def _required(environment: Mapping[str, str], name: str) -> str:
+    value = environment.get(name, "")
+    if not value:
+        raise SettingsError(f"{name}: must be set")
+    return value

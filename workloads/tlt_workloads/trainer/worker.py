@@ -1,0 +1,85 @@
+"""The process that has the device for one window.
+
+It is forked from a process that has imported everything and touched no device, pins itself to its emulated
+accelerators if it has any, and steps back in favour of the engine on the same core.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import torch
+
+from tlt_workloads.drafter import DrafterError
+from tlt_workloads.store import StoreError
+from tlt_workloads.trainer.loop import train_window
+from tlt_workloads.trainer.session import open_session
+from tlt_workloads.trainer.settings import TrainerSettings, WindowOrder
+from tlt_workloads.trainer.stopping import StepAbandonedError, StopFlag
+from tlt_workloads.trainer.target import TargetError
+from tlt_workloads.trainer.window import WindowEnd, WorkerEnded, WorkerFailed, WorkerMessage, WorkerReady
+
+LOWEST_PRIORITY = 19
+_PR_SET_PDEATHSIG = 1
+_log = logging.getLogger(__name__)
+
+
+def run_window(order: WindowOrder, messages: Connection) -> None:
+    """Trains until SIGTERM or until the data is used up; the last message says how it ended."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = StopFlag()
+    stop.listen()
+    _die_with_parent()
+    try:
+        device = take_device(order.settings)
+        end = _run(order.settings, device, stop, messages.send)
+        messages.send(WorkerEnded(end=end, peak_memory=_peak_memory(device)))
+    except (TargetError, DrafterError, StoreError) as error:
+        messages.send(WorkerFailed(message=str(error), permanent=True))
+    except Exception as error:  # noqa: BLE001 - the edge of the process
+        _log.exception("window %s failed", order.lease_id)
+        messages.send(WorkerFailed(message=f"{type(error).__name__}: {error}", permanent=False))
+    finally:
+        messages.close()
+
+
+def take_device(settings: TrainerSettings) -> torch.device:
+    """Opens the accelerator; an emulated one is a core, which the engine on it may use first."""
+    if settings.cores:
+        os.sched_setaffinity(0, settings.cores)
+        os.nice(LOWEST_PRIORITY)
+        torch.set_num_threads(len(settings.cores))
+        return torch.device("cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _run(
+    settings: TrainerSettings, device: torch.device, stop: StopFlag, send: Callable[[WorkerMessage], None]
+) -> WindowEnd:
+    try:
+        session = open_session(settings, device=device, check=stop.abandon_step)
+    except StepAbandonedError:
+        return WindowEnd.STOPPED
+    send(WorkerReady())
+    try:
+        return train_window(session, stop, send)
+    finally:
+        session.close()
+
+
+def _die_with_parent() -> None:
+    """A worker must not outlive the pod's other processes: the device would stay taken."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

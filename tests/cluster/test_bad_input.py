@@ -1,4 +1,4 @@
-"""Bad input on a real node: refused by the API server, or told by a False condition that names field, object and fix."""
+"""Bad input: refused by the API server, or told by a False condition that names the field, the object and the fix."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ class _Record:
     task: asyncio.Task[None] | None = None
     not_before: float = 0.0
     failures: int = 0
+    done: Action | None = None  # the last one that succeeded
     done_at: float = float("-inf")
 
 
@@ -50,12 +51,13 @@ class Effects:
         self._records: dict[Key, _Record] = {}
 
     def start(self, actions: Iterable[Action]) -> None:
-        """Begins all actions that are neither under way, nor just done, nor waiting after a failure."""
+        """Begins all actions that are neither under way, nor done just now, nor waiting after a failure."""
         now = self._clock.steady()
         for action in actions:
             key = action_key(action)
             record = self._records.setdefault(key, _Record())
-            if record.task is None and now >= record.not_before:
+            settling = action == record.done and now < record.done_at + SETTLE
+            if record.task is None and now >= record.not_before and not settling:
                 record.task = asyncio.create_task(self._run(action, record), name=f"{key[0]} {key[1]}")
         self._forget(now)
 
@@ -91,9 +93,7 @@ class Effects:
             record.not_before = self._clock.steady() + LAST_RETRY
             logger.exception("%s failed in an unforeseen way", type(action).__name__)
         else:
-            record.failures = 0
-            record.done_at = self._clock.steady()
-            record.not_before = max(record.not_before, record.done_at + SETTLE)
+            record.failures, record.done, record.done_at = 0, action, self._clock.steady()
         finally:
             record.task = None
             self._wake()

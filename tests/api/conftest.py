@@ -1,0 +1,299 @@
+"""A real control plane (etcd, kube-apiserver, controller manager) with the CRDs, and a kubelet played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+import yaml
+
+from tests.support.eventually import eventually_async
+from tests.support.fake_rollout import FakeRollout, FakeTrainer
+from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, ROLLOUT_UID_LABEL, token_secret_name
+from tlt_operator.clients.kube import JOB, POD, REVISION, SECRET, Kind, Kubernetes, WatchEvent
+from tlt_operator.config import Settings
+from tlt_operator.errors import TemporaryError
+from tlt_operator.reconcile.context import Context
+from tlt_operator.reconcile.jobs import Jobs
+
+ROOT = Path(__file__).parents[2]
+CONTROL_PLANE = "tests-api"
+ROLLOUT_PORT = 18000
+NAMESPACE_KIND = Kind(api_version="v1", kind="Namespace", plural="namespaces")
+
+_addresses = itertools.count(2)
+
+
+def devcluster(*arguments: str) -> str:
+    command = [sys.executable, "-m", "devcluster", *arguments]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, f"{' '.join(command)}: {answer.stderr or answer.stdout}"
+    return answer.stdout
+
+
+@pytest.fixture(scope="session")
+def kubeconfig() -> Iterator[Path]:
+    """A control plane of its own, removed at the end."""
+    own = ("--control-plane", "--name", CONTROL_PLANE)
+    devcluster("up", *own)
+    try:
+        path = Path(devcluster("kubeconfig", *own).strip())
+        kubectl = Path(devcluster("path").strip()) / "kubectl"
+        for file in sorted((ROOT / "crds").glob("*.yaml")):
+            subprocess.run(
+                [str(kubectl), "apply", "--server-side", "-f", str(file)],
+                env={**os.environ, "KUBECONFIG": str(path)},
+                check=True,
+                capture_output=True,
+            )
+        subprocess.run(
+            [str(kubectl), "wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"],
+            env={**os.environ, "KUBECONFIG": str(path)},
+            check=True,
+            capture_output=True,
+        )
+        yield path
+    finally:
+        devcluster("down", *own)
+
+
+@pytest_asyncio.fixture
+async def kube(kubeconfig: Path) -> AsyncIterator[Kubernetes]:
+    """The API server as the administrator."""
+    connection = await Kubernetes.connect(kubeconfig=str(kubeconfig))
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture
+async def namespace(kube: Kubernetes) -> AsyncIterator[str]:
+    """A namespace of the test's own."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    await kube._json("POST", "/api/v1/namespaces", body={"metadata": {"name": name}})
+    yield name
+    await kube._json("DELETE", f"/api/v1/namespaces/{name}")
+
+
+@dataclass
+class World:
+    """A namespace with an operator, and the means to play users, kubelet and pods in it."""
+
+    kube: Kubernetes
+    namespace: str
+    context: Context
+    jobs: Jobs
+    rollouts: dict[str, FakeRollout] = field(default_factory=dict)
+    trainers: dict[str, FakeTrainer] = field(default_factory=dict)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def restart_operator(self) -> None:
+        """Ends the operator without a word and starts another one."""
+        await self.stop_operator()
+        self.jobs = Jobs(self.context)
+        self._tasks.append(asyncio.create_task(self._feed()))
+
+    async def stop_operator(self) -> None:
+        self._tasks.pop().cancel()
+        await self.jobs.close()
+
+    async def start(self) -> None:
+        self._tasks += [asyncio.create_task(self._play_kubelet()), asyncio.create_task(self._feed())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.jobs.close()
+        for pod in (*self.trainers.values(), *self.rollouts.values()):
+            await pod.stop()
+
+    async def apply_job(self, name: str = "demo", **spec: Any) -> dict[str, Any]:
+        """A TLTJob that adopts `app: rollout`; keywords replace fields of the spec."""
+        body = job_body(self.namespace, name, **spec)
+        return await self.kube.apply(body)
+
+    async def add_rollout(
+        self, name: str, *, job: str = "demo", claim: bool = True, plugin: bool = True, token: str | None = None
+    ) -> FakeRollout:
+        """A rollout pod, scheduled, running and ready, with a server behind its address."""
+        address = f"127.0.7.{next(_addresses)}"
+        body: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": self.namespace, "labels": {"app": "rollout"}},
+            "spec": {"containers": [{"name": "vllm", "image": "vllm"}], "terminationGracePeriodSeconds": 0},
+        }
+        if claim:
+            body["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimName": f"{name}-gpu"}]
+            body["spec"]["containers"][0]["resources"] = {"claims": [{"name": "gpu", "request": "gpu-0"}]}
+        await self.kube.create(body)
+        server = FakeRollout(address, ROLLOUT_PORT, token=token or await self.token(job))
+        if not plugin:
+            server.routes = list  # type: ignore[method-assign]
+        self.rollouts[name] = server
+        await server.start()
+        await self.set_pod_running(name, address)
+        return server
+
+    async def token(self, job: str) -> str | None:
+        """The job's control token, once the operator has made it; None while there is no job."""
+        if await self.kube.find(JOB, namespace=self.namespace, name=job) is None:
+            return None
+        import base64
+
+        async def read() -> str | None:
+            secret = await self.kube.find(SECRET, namespace=self.namespace, name=token_secret_name(job))
+            return base64.b64decode(secret["data"]["token"]).decode() if secret else None
+
+        return await eventually_async(read, reason="the token Secret")
+
+    async def set_pod_running(self, name: str, address: str, *, ready: bool = True) -> None:
+        status = {
+            "phase": "Running",
+            "podIP": address,
+            "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        }
+        await self.kube.patch_status(POD, namespace=self.namespace, name=name, status=status)
+
+    async def fail_pod(self, name: str, message: str) -> None:
+        status = {"phase": "Failed", "message": message}
+        await self.kube.patch_status(POD, namespace=self.namespace, name=name, status=status)
+
+    async def status(self, name: str = "demo") -> dict[str, Any]:
+        body = await self.kube.get(JOB, namespace=self.namespace, name=name)
+        found: dict[str, Any] = body.get("status") or {}
+        return found
+
+    async def condition(self, kind: str, name: str = "demo") -> dict[str, Any]:
+        status = await self.status(name)
+        return next((item for item in status.get("conditions", ()) if item["type"] == kind), {})
+
+    async def until_condition(self, kind: str, status: str, reason: str, name: str = "demo") -> dict[str, Any]:
+        """Waits for a condition and returns it."""
+
+        async def probe() -> dict[str, Any] | None:
+            found = await self.condition(kind, name)
+            assert (found.get("status"), found.get("reason")) == (status, reason), found
+            return found
+
+        found = await eventually_async(probe, deadline=20, reason=f"{kind}={status} ({reason})")
+        assert found is not None
+        return found
+
+    async def trainer_pods(self, job: str = "demo") -> list[dict[str, Any]]:
+        return await self.kube.list_all(
+            POD, namespace=self.namespace, labels=f"{JOB_LABEL}={job},{COMPONENT_LABEL}=trainer"
+        )
+
+    async def revision(self, name: str) -> dict[str, Any] | None:
+        return await self.kube.find(REVISION, namespace=self.namespace, name=name)
+
+    async def events(self, reason: str) -> list[dict[str, Any]]:
+        kind = Kind(api_version="events.k8s.io/v1", kind="Event", plural="events")
+        return [item for item in await self.kube.list_all(kind, namespace=self.namespace) if item["reason"] == reason]
+
+    async def until_warm(self, rollout: str) -> FakeTrainer:
+        """Waits for the trainer of a rollout pod."""
+        return await eventually_async(
+            lambda: self.trainers.get(rollout), deadline=20, reason=f"a warm trainer for {rollout}"
+        )
+
+    async def _events(self, kind: Kind, labels: str = "") -> AsyncIterator[WatchEvent]:
+        while True:
+            try:
+                async for event in self.kube.watch(kind, namespace=self.namespace, labels=labels):
+                    if event.body:
+                        yield event
+            except TemporaryError:
+                await asyncio.sleep(0.1)
+
+    async def _feed(self) -> None:
+        async for event in self._events(JOB):
+            if event.change == "DELETED":
+                await self.jobs.gone(event.body)
+            else:
+                self.jobs.seen(event.body)
+
+    async def _play_kubelet(self) -> None:
+        async for event in self._events(POD, f"{COMPONENT_LABEL}=trainer"):
+            metadata = event.body["metadata"]
+            rollout = metadata["annotations"]["tlt.dev/rollout-pod"]
+            if event.change == "DELETED":
+                server = self.trainers.pop(rollout, None)
+                if server is not None:
+                    await server.stop()
+            elif rollout not in self.trainers and event.change == "ADDED":
+                await self._run_trainer(event.body, rollout)
+
+    async def _run_trainer(self, body: dict[str, Any], rollout: str) -> None:
+        metadata = body["metadata"]
+        address = f"127.0.8.{next(_addresses)}"
+        environment = {item["name"]: item.get("value") for item in body["spec"]["containers"][0]["env"]}
+        server = FakeTrainer(
+            address,
+            rollout_url=environment["TLT_ROLLOUT_URL"],
+            holder=f"{metadata['name']}/{metadata['uid']}",
+            token=await self.token(metadata["labels"][JOB_LABEL]),
+        )
+        await server.start()
+        self.trainers[rollout] = server
+        await self.set_pod_running(metadata["name"], address)
+        assert metadata["labels"][ROLLOUT_UID_LABEL]
+
+
+def job_body(namespace: str, name: str = "demo", **spec: Any) -> dict[str, Any]:
+    """A small valid TLTJob."""
+    fields: dict[str, Any] = {
+        "target": {"model": "/models/policy"},
+        "rollout": {"selector": {"matchLabels": {"app": "rollout"}}},
+        "port": ROLLOUT_PORT,
+        "gateway": {"enabled": False},
+        "idle": {"after": "50ms", "minWindow": "5s", "scope": "Tail"},
+        "training": {"trigger": {"minNewTokens": 100}},
+        "store": {"url": "file:///tlt", "volumeClaim": "tlt"},
+        **spec,
+    }
+    return {
+        "apiVersion": "tlt.dev/v1alpha1",
+        "kind": "TLTJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": fields,
+    }
+
+
+@pytest_asyncio.fixture
+async def world(kube: Kubernetes, namespace: str) -> AsyncIterator[World]:
+    """An operator on a real API server; pods are played by the test."""
+    settings = Settings(
+        workloads_image="workloads:test",
+        operator_image="operator:test",
+        poll_wait=1.0,
+        tick=0.2,
+        status_interval=0.2,
+        counter_interval=0.5,
+        request_timeout=5.0,
+    )
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        context = Context(kube=kube, session=session, settings=settings)
+        found = World(kube=kube, namespace=namespace, context=context, jobs=Jobs(context))
+        await found.start()
+        yield found
+        await found.close()
+
+
+def read_crd(name: str) -> dict[str, Any]:
+    body: dict[str, Any] = yaml.safe_load((ROOT / "crds" / f"{name}.yaml").read_text())
+    return json.loads(json.dumps(body))  # type: ignore[no-any-return]

@@ -127,7 +127,11 @@ def read_drafter_config(folder: Path) -> DrafterConfig:
     Raises:
         DrafterError: no readable `config.json` of an EAGLE-3 drafter.
     """
-    data = _read_json(folder / CONFIG_FILE)
+    return parse_drafter_config(_read_json(folder / CONFIG_FILE), where=str(folder / CONFIG_FILE))
+
+
+def parse_drafter_config(data: Mapping[str, Any], *, where: str) -> DrafterConfig:
+    """The shape of a drafter from the content of its `config.json`; `where` stands in errors."""
     try:
         return DrafterConfig(
             hidden_size=data["hidden_size"],
@@ -145,7 +149,7 @@ def read_drafter_config(folder: Path) -> DrafterConfig:
             norm_output=data.get("norm_output", False),
         )
     except KeyError as error:
-        raise DrafterError(f"{folder / CONFIG_FILE}: field {error.args[0]!r} is missing") from error
+        raise DrafterError(f"{where}: field {error.args[0]!r} is missing") from error
 
 
 def drafter_tensors(config: DrafterConfig) -> dict[str, TensorSpec]:
@@ -201,22 +205,25 @@ def check_drafter_tensors(tensors: Mapping[str, torch.Tensor], config: DrafterCo
             raise DrafterError("d2t: does not map the draft vocabulary onto the tokens that t2d marks")
 
 
-def draft_vocabulary(
-    counts: Mapping[int, int] | None, *, draft_vocab_size: int, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True, eq=False)
+class DraftVocabulary:
+    """The drafted tokens, both ways; empty tensors never occur, a full vocabulary maps onto itself."""
+
+    d2t: torch.Tensor  # int64 [draft vocabulary], distance from draft id to target id
+    t2d: torch.Tensor  # bool [vocabulary], whether a token is drafted
+
+
+def draft_vocabulary(counts: Mapping[int, int] | None, *, draft_vocab_size: int, vocab_size: int) -> DraftVocabulary:
     """Chooses the drafted tokens: the most frequent ones, then the lowest ids.
 
     Without counts the lowest ids win, which in a byte-pair vocabulary are the earliest and so the most frequent merges.
-
-    Returns:
-        `d2t` int64 [draft vocabulary], `t2d` bool [vocabulary].
     """
     seen = counts or {}
     order = sorted(range(vocab_size), key=lambda token: (-seen.get(token, 0), token))
     kept = torch.tensor(sorted(order[:draft_vocab_size]))
     t2d = torch.zeros(vocab_size, dtype=torch.bool)
     t2d[kept] = True
-    return kept - torch.arange(draft_vocab_size), t2d
+    return DraftVocabulary(kept - torch.arange(draft_vocab_size), t2d)
 
 
 def write_initial_drafter(
@@ -241,7 +248,8 @@ def write_initial_drafter(
     """
     target = TargetFiles(Path(model_path))
     config = drafter_config(target.config, draft_vocab_size=draft_vocab_size)
-    tensors = initial_tensors(target, config, seed=seed, token_counts=token_counts)
+    vocabulary = draft_vocabulary(token_counts, draft_vocab_size=draft_vocab_size, vocab_size=config.vocab_size)
+    tensors = initial_tensors(target, config, vocabulary=vocabulary, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n")
     (folder / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -311,7 +319,7 @@ class TargetFiles:
 
 
 def initial_tensors(
-    target: TargetFiles, config: DrafterConfig, *, seed: int = 0, token_counts: Mapping[int, int] | None = None
+    target: TargetFiles, config: DrafterConfig, *, vocabulary: DraftVocabulary, seed: int = 0
 ) -> dict[str, torch.Tensor]:
     """An untrained drafter that already resembles its target.
 
@@ -321,7 +329,6 @@ def initial_tensors(
     """
     generator = torch.Generator().manual_seed(seed)
     specs = drafter_tensors(config)
-    d2t, t2d = draft_vocabulary(token_counts, draft_vocab_size=config.draft_vocab_size, vocab_size=config.vocab_size)
 
     def random(name: str) -> torch.Tensor:
         return torch.randn(specs[name].shape, generator=generator) * 0.02
@@ -355,7 +362,7 @@ def initial_tensors(
         "norm.weight": target.final_norm(),
     }
     if "lm_head.weight" in specs:
-        tensors |= {"lm_head.weight": target.head()[t2d], "d2t": d2t, "t2d": t2d}
+        tensors |= {"lm_head.weight": target.head()[vocabulary.t2d], "d2t": vocabulary.d2t, "t2d": vocabulary.t2d}
     ready = {name: tensor.to(specs[name].dtype).contiguous() for name, tensor in tensors.items()}
     check_drafter_tensors(ready, config)
     return ready

@@ -60,9 +60,9 @@ def test_a_config_survives_the_disk(target: Path, tmp_path: Path) -> None:
 
 
 def test_frequent_tokens_are_drafted_and_the_lowest_fill_up() -> None:
-    d2t, t2d = draft_vocabulary({50: 3, 7: 9}, draft_vocab_size=4, vocab_size=60)
-    assert (torch.arange(4) + d2t).tolist() == [0, 1, 7, 50]
-    assert t2d.nonzero().flatten().tolist() == [0, 1, 7, 50]
+    vocabulary = draft_vocabulary({50: 3, 7: 9}, draft_vocab_size=4, vocab_size=60)
+    assert (torch.arange(4) + vocabulary.d2t).tolist() == [0, 1, 7, 50]
+    assert vocabulary.t2d.nonzero().flatten().tolist() == [0, 1, 7, 50]
 
 
 def test_a_full_vocabulary_needs_no_mapping_and_shares_the_head(target: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def etcd(settings: Settings, locate: Locate) -> Component:
         "listen-client-urls": socket,
         # Never dialled; etcd wants them as host and port.
         "advertise-client-urls": "http://127.0.0.1:2379",
-        "listen-peer-urls": f"unix://{settings.state}/run/etcd-peer.sock",
+        "listen-peer-urls": f"unix://{settings.etcd_peer_socket}",
         "initial-advertise-peer-urls": "http://127.0.0.1:2380",
         "initial-cluster": "default=http://127.0.0.1:2380",
         # A cluster that `down` forgets needs no care for power cuts, and slow disks stop mattering.

@@ -1,5 +1,6 @@
 """Keeps tests, demo and Makefile away from clusters that were not made for them."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -59,8 +60,12 @@ def choose(environment: Mapping[str, str] = os.environ) -> Target:
 
 def current_context(text: str) -> str:
     """The current context in the text of a kubeconfig (YAML or JSON), or an empty string."""
-    found = re.search(r"""^[\s{,]*["']?current-context["']?\s*:\s*["']?([^"'\s,}]+)""", text, re.MULTILINE)
-    return found.group(1) if found else ""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        found = re.search(r"""^current-context:\s*["']?([^"'\s#]+)""", text, re.MULTILINE)
+        return found.group(1) if found else ""
+    return str(document.get("current-context", "")) if isinstance(document, dict) else ""
 
 
 def context_names(text: str) -> set[str]:

@@ -363,6 +363,9 @@ def _locator(settings: Settings) -> components.Locate:
 def _purge(settings: Settings) -> None:
     if settings.shape is Shape.CONTROL_PLANE:
         return
+    planes = settings.cache / "planes"
+    for name in sorted(path.name for path in planes.iterdir() if path.is_dir()) if planes.exists() else ():
+        down(Settings(cache=settings.cache, shape=Shape.CONTROL_PLANE, name=name))
     for folder in (settings.containerd_root, settings.binaries, settings.commands, settings.go, settings.build_logs):
         if folder.exists():
             shutil.rmtree(folder)
@@ -370,7 +373,8 @@ def _purge(settings: Settings) -> None:
 
 
 def _lock_file(settings: Settings) -> Path:
-    return settings.cache / "cluster.lock"
+    # Beside the state folder, not in it: `down` removes the folder while it holds the lock.
+    return settings.state.with_name(f"{settings.state.name}.lock")
 
 
 @contextmanager

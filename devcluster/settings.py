@@ -11,8 +11,8 @@ from pathlib import Path
 from devcluster.errors import RefusalError
 
 CONTEXT = "tlt-devcluster"
-LONGEST_CACHE_PATH = 60
-"""Characters. A Unix socket's path may have 107, and the longest one below the cache folder needs 45."""
+LONGEST_SOCKET_PATH = 107
+"""Characters; a limit of the kernel."""
 
 
 class Shape(Enum):
@@ -64,10 +64,11 @@ class Settings:
                 f"--name {self.name!r} cannot name a control plane",
                 way_out="use 1 to 24 lower-case letters, digits and inner hyphens",
             )
-        if len(str(self.cache)) > LONGEST_CACHE_PATH:
+        longest = max(len(str(path)) for path in (self.etcd_socket, self.etcd_peer_socket, self.containerd_socket))
+        if longest > LONGEST_SOCKET_PATH:
             raise RefusalError(
-                f"the cache folder {self.cache} has a path of {len(str(self.cache))} characters, "
-                f"and sockets below it allow {LONGEST_CACHE_PATH}",
+                f"the path of the cache folder {self.cache} is {longest - LONGEST_SOCKET_PATH} characters too long "
+                "for sockets below it",
                 way_out="set TLT_CACHE to a folder with a shorter path",
             )
 
@@ -79,7 +80,7 @@ class Settings:
     @property
     def state(self) -> Path:
         """Everything that `down` removes. Its path also marks the cluster's processes."""
-        return self.cache / "cluster" if self.shape is Shape.NODE else self.cache / "control-planes" / self.name
+        return self.cache / "cluster" if self.shape is Shape.NODE else self.cache / "planes" / self.name
 
     @property
     def kubeconfig(self) -> Path:
@@ -95,12 +96,17 @@ class Settings:
 
     @property
     def etcd_socket(self) -> Path:
-        return self.state / "run" / "etcd.sock"
+        return self.state / "etcd.sock"
+
+    @property
+    def etcd_peer_socket(self) -> Path:
+        """etcd insists on listening for peers, even alone."""
+        return self.state / "peer.sock"
 
     @property
     def node_run(self) -> Path:
         """What the node's processes see as /run/containerd."""
-        return self.state / "run" / "node"
+        return self.state / "node-run"
 
     @property
     def containerd_socket(self) -> Path:

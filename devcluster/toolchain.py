@@ -125,18 +125,18 @@ def find_go(cache: Path, *, say: Callable[[str], None]) -> Path:
         RefusalError: there is none and none could be installed.
     """
     wheel_folder = cache / "go"
+    carried = wheel_folder / "go" / "bin" / "go"
     on_path = shutil.which("go")
     own = [Path(on_path)] if on_path else []
-    for candidate in (*own, Path("/usr/local/go/bin/go"), wheel_folder / "bin" / "go"):
+    for candidate in (*own, Path("/usr/local/go/bin/go"), carried):
         if _is_new_enough(candidate):
             return candidate
     say(f"no Go {OLDEST_GO[0]}.{OLDEST_GO[1]} or newer here: installing {GO_WHEEL} below {cache}")
     _install_wheel(wheel_folder)
-    for candidate in (wheel_folder / "bin" / "go", *sorted(wheel_folder.rglob("bin/go"))):
-        if _is_new_enough(candidate):
-            return candidate
+    if _is_new_enough(carried):
+        return carried
     raise RefusalError(
-        f"the wheel {GO_WHEEL} brought no usable Go toolchain to {wheel_folder}",
+        f"the wheel {GO_WHEEL} brought no usable Go toolchain to {carried}",
         way_out=f"install Go {OLDEST_GO[0]}.{OLDEST_GO[1]} or newer and put it on PATH",
     )
 

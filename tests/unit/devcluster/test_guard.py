@@ -61,7 +61,7 @@ def test_the_users_own_file_must_be_named(tmp_path: Path, write: Write) -> None:
     path = write("production", file=".kube/config")
     assert guard.choose({"HOME": str(tmp_path), "CLUSTER": "current"}) == guard.Target(path, "production")
     with pytest.raises(RefusalError, match="devcluster up"):
-        guard.choose({"HOME": str(tmp_path)})
+        guard.choose({"HOME": str(tmp_path), "TLT_CACHE": str(tmp_path / "c")})
 
 
 def test_a_named_control_plane_is_ours_but_a_similar_name_is_not() -> None:

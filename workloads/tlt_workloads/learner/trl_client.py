@@ -12,12 +12,13 @@ Use, before the trainer is made:
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import enum
 import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,31 +30,36 @@ from trl.generation.vllm_client import VLLMClient
 
 from tlt_workloads.contract import JOB_VARIABLE, POLICY_FOLDER, STORE_URL_VARIABLE
 
-logger = logging.getLogger(__name__)
-
 POLICY_FILE = re.compile(r"policy-(\d+)\.safetensors")
 # The newest is what a pod that joins is given; the one before may still be open in a slow reader.
 KEPT_FILES = 2
 
 
-@dataclass
-class Spent:
-    """Time that the client took, in seconds since it was made, and what for."""
+class Activity(enum.StrEnum):
+    """What the client spends the learner's time on."""
 
-    generating: float = 0.0
-    syncing: float = 0.0
-    writing: float = 0.0  # part of syncing
-    syncs: int = 0
+    GENERATE = "generate"
+    WRITE_POLICY = "write-policy"  # to the store
+    LOAD_POLICY = "load-policy"  # into the pods
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One stretch of one activity, in seconds since 1970."""
+
+    activity: Activity
+    begin: float
+    end: float
 
 
 class FileSyncClient(VLLMClient):  # type: ignore[misc]
     """A VLLMClient whose weight updates are files.  `install` binds the folder."""
 
     folder: Path
+    observe: Callable[[Span], None] | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.spent = Spent()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.policy_number = max(policy_files(self.folder), default=0)
         self._dtype: torch.dtype | None = None
@@ -66,33 +72,36 @@ class FileSyncClient(VLLMClient):  # type: ignore[misc]
         self._post(f"{self.base_url}/init_weight_transfer_engine", json={"init_info": {"transport": "file"}})
 
     def generate(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """TRL's own generation, with its time taken."""
-        begin = time.monotonic()
-        try:
+        """TRL's own generation, observed."""
+        with self._observed(Activity.GENERATE):
             result: dict[str, Any] = super().generate(*arguments, **options)
             return result
-        finally:
-            self.spent.generating += time.monotonic() - begin
 
     def update_named_params(
         self, metadata: list[tuple[str, str, list[int]]], named_params: Iterator[tuple[str, torch.Tensor]]
     ) -> None:
         """Writes the tensors to one file, which all pods load."""
-        begin = time.monotonic()
-        path = self._write(dict(named_params))
-        self.spent.writing += time.monotonic() - begin
-        if not self._updating_weights:
-            self._start_weight_update()
-        self._post(f"{self.base_url}/update_weights", json={"update_info": {"transport": "file", "path": str(path)}})
-        if not self._updating_weights:
-            self._finish_weight_update()
-        self.spent.syncing += time.monotonic() - begin
+        with self._observed(Activity.WRITE_POLICY):
+            path = self._write(dict(named_params))
+        update_info = {"transport": "file", "path": str(path)}
+        with self._observed(Activity.LOAD_POLICY):
+            if not self._updating_weights:
+                self._start_weight_update()
+            self._post(f"{self.base_url}/update_weights", json={"update_info": update_info})
+            if not self._updating_weights:
+                self._finish_weight_update()
 
     def _finish_weight_update(self) -> None:
         version = f"policy-{self.policy_number}"
         self._post(f"{self.base_url}/finish_weight_update", json={"weight_version": version})
-        self.spent.syncs += 1
         self._remove_old_files()
+
+    @contextlib.contextmanager
+    def _observed(self, activity: Activity) -> Iterator[None]:
+        begin = time.time()
+        yield
+        if self.observe is not None:
+            self.observe(Span(activity=activity, begin=begin, end=time.time()))
 
     def _write(self, tensors: Mapping[str, torch.Tensor]) -> Path:
         """A new policy file, seen whole or not at all."""
@@ -140,12 +149,17 @@ def policy_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(path) / environment[JOB_VARIABLE] / POLICY_FOLDER
 
 
-def install(folder: Path | str | None = None) -> type[FileSyncClient]:
-    """Makes TRL's trainers use FileSyncClient; `folder` is the job's policy folder in the store by default.
+def install(folder: Path | str | None = None, *, observe: Callable[[Span], None] | None = None) -> type[FileSyncClient]:
+    """Makes TRL's trainers use FileSyncClient.
 
     TRL makes its client by this name and takes no other (trl 1.16, `VLLMGeneration._init_vllm`:
     https://github.com/huggingface/trl/blob/v1.16.0/trl/generation/vllm_generation.py).  It is the only name replaced.
+
+    Args:
+        folder: the job's policy folder in the store; by default from `TLT_STORE_URL` and `TLT_JOB`.
+        observe: called after each generation and each part of a policy sync.
     """
-    bound = type("BoundFileSyncClient", (FileSyncClient,), {"folder": Path(folder or policy_folder())})
+    keep = staticmethod(observe) if observe is not None else None
+    bound = type("BoundFileSyncClient", (FileSyncClient,), {"folder": Path(folder or policy_folder()), "observe": keep})
     trl.generation.vllm_generation.VLLMClient = bound
     return bound

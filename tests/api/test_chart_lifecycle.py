@@ -1,0 +1,122 @@
+"""Installing, installing again, upgrading and uninstalling on a real API server; nobody loses a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devcluster.binaries import command_path
+from devcluster.settings import node_settings
+from tests.api.conftest import devcluster
+from tests.api.test_crds import JOB
+
+CHART = Path(__file__).parents[2] / "charts" / "tlt-operator"
+OWN = ("--control-plane", "--name", "tests-chart")
+CRDS = ("tltjobs.tlt.dev", "drafterrevisions.tlt.dev")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """helm and kubectl on a control plane that holds nothing at first."""
+
+    kubeconfig: Path
+
+    def run(self, command: str, *arguments: str, text: str | None = None) -> str:
+        answer = subprocess.run(
+            [str(command_path(node_settings().binaries, command)), *arguments],
+            input=text,
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 0, f"{command} {' '.join(arguments)}: {answer.stderr}"
+        return answer.stdout
+
+    def install(self, release: str, namespace: str, *options: str) -> str:
+        where = ("--namespace", namespace, "--create-namespace")
+        return self.run("helm", "upgrade", "--install", release, str(CHART), *where, *options)
+
+    def uninstall(self, release: str, namespace: str) -> None:
+        self.run("helm", "uninstall", release, "--namespace", namespace)
+
+    def apply(self, body: dict[str, Any]) -> None:
+        self.run("kubectl", "apply", "--server-side", "-f", "-", text=json.dumps(body))
+
+    def names(self, kind: str) -> list[str]:
+        found = json.loads(self.run("kubectl", "get", kind, "--all-namespaces", "-o", "json"))["items"]
+        return [item["metadata"]["name"] for item in found]
+
+    def wait_for_crds(self) -> None:
+        names = [f"crd/{name}" for name in CRDS]
+        self.run("kubectl", "wait", "--for=condition=Established", *names, "--timeout=30s")
+
+
+@pytest.fixture(scope="module")
+def control_plane() -> Iterator[Machine]:
+    """A control plane of these tests' own: CRDs are cluster-wide, and other tests need theirs."""
+    devcluster("up", *OWN)
+    try:
+        yield Machine(kubeconfig=Path(devcluster("kubeconfig", *OWN).strip()))
+    finally:
+        devcluster("down", *OWN)
+
+
+@pytest.fixture
+def machine(control_plane: Machine) -> Iterator[Machine]:
+    """The control plane without releases and CRDs."""
+    yield control_plane
+    for release in json.loads(control_plane.run("helm", "list", "--all-namespaces", "--output", "json")):
+        control_plane.uninstall(release["name"], release["namespace"])
+    control_plane.run("kubectl", "delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s")
+
+
+def test_a_release_comes_and_goes_and_the_jobs_stay(machine: Machine) -> None:
+    machine.install("tlt-operator", "tlt-system")
+    machine.wait_for_crds()
+    machine.apply(JOB)
+
+    machine.install("tlt-operator", "tlt-system", "--set", "operator.logLevel=DEBUG")
+    assert machine.names("tltjobs") == ["demo"], "an upgrade keeps the jobs"
+
+    notes = machine.install("second", "other", "--set", "operator.watchNamespaces={default}")
+    assert "belongs to release tlt-operator in namespace tlt-system" in notes
+    machine.uninstall("second", "other")
+    assert machine.names("tltjobs") == ["demo"], "another release has no hold on the CRDs"
+
+    machine.uninstall("tlt-operator", "tlt-system")
+    assert machine.names("tltjobs") == ["demo"], "uninstalling deletes nobody's jobs"
+    left = [*machine.names("clusterroles"), *machine.names("clusterrolebindings"), *machine.names("priorityclasses")]
+    assert not [name for name in left if "tlt" in name]
+    assert machine.names("deployments") == []
+
+    machine.install("tlt-operator", "tlt-system")
+    assert machine.names("tltjobs") == ["demo"], "installing again takes up the CRDs that were left"
+
+
+def test_an_upgrade_brings_a_newer_schema(machine: Machine) -> None:
+    machine.install("tlt-operator", "tlt-system")
+    machine.wait_for_crds()
+    older = [{"op": "remove", "path": "/spec/names/shortNames"}]
+    machine.run("kubectl", "patch", "crd", CRDS[0], "--type=json", "--patch", json.dumps(older))
+    machine.install("tlt-operator", "tlt-system")
+    found = json.loads(machine.run("kubectl", "get", "crd", CRDS[0], "-o", "json"))
+    assert found["spec"]["names"]["shortNames"] == ["tlt"]
+
+
+def test_crds_that_somebody_applied_are_left_alone_and_can_be_taken_over(machine: Machine) -> None:
+    for path in sorted((CHART / "files" / "crds").glob("*.yaml")):
+        machine.run("kubectl", "apply", "--server-side", "-f", str(path))
+    notes = machine.install("tlt-operator", "tlt-system")
+    commands = [line.split() for line in notes.splitlines() if line.startswith("  kubectl ") and " --overwrite" in line]
+    assert len(commands) == 2 * len(CRDS)
+    for command in commands:
+        machine.run(*command)
+    assert "was left as it is" not in machine.install("tlt-operator", "tlt-system")

@@ -109,7 +109,7 @@ def refusal(status: int, reason: str, message: str) -> web.Response:
 
 
 class FakeRollout(FakePod):
-    """A rollout pod: tests call `generate` and `finish`; leases, configuration and drafters behave as the real one's."""
+    """A rollout pod: tests call `generate` and `finish`; leases, configuration, drafters behave as the real ones."""
 
     def __init__(self, address: str, port: int, *, token: str | None = None, idle_after: float = 0.05) -> None:
         super().__init__(address, port, token=token)

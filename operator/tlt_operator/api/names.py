@@ -64,6 +64,7 @@ class Reason(enum.StrEnum):
     LEASE_HELD = "LeaseHeld"
     NO_IDLE_POD = "NoIdlePod"
     WAITING_FOR_DATA = "WaitingForData"
+    GIVEN_BACK = "GivenBack"
     TRAINER_STARTING = "TrainerStarting"
     OUT_OF_SCOPE = "OutOfScope"
     WINDOW_TOO_SHORT = "WindowTooShort"

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tlt_operator.api.names import ConditionType, Phase, Reason, token_secret_name
-from tlt_operator.plan.lending import Lending
+from tlt_operator.plan.lending import Lending, window_error
 from tlt_operator.plan.revisions import Rollout
 from tlt_operator.plan.snapshot import Fault, RolloutView, Snapshot
 from tlt_operator.plan.training import placement_obstacle
 from tlt_operator.plan.worker import WorkerState
-from tlt_workloads.contract import STATE_ROUTE
+from tlt_workloads.contract import STATE_ROUTE, TrainerPhase
 
 _NO_POOL = "spec.rollout.pool is not supported yet; run the pods yourself and name them in spec.rollout.selector"
 
@@ -209,6 +209,11 @@ def _first_trouble(
         name = next((view.pod.name for view in snapshot.rollouts if view.pod.uid == uid), uid)
         return Reason.TRAINER_FAILED, f"The trainer on the device of {name} failed and will be tried again: {failure}"
     for trainer in snapshot.trainers:
+        if trainer.state is not None and trainer.state.phase is TrainerPhase.FAILED:
+            return Reason.TRAINER_FAILED, f"Trainer pod {trainer.pod.name} failed: {trainer.state.message}"
+        error = window_error(trainer)
+        if error is not None:
+            return Reason.TRAINER_FAILED, f"The last window of trainer pod {trainer.pod.name} failed: {error}"
         if trainer.pod.trouble is not None and not trainer.pod.deleting and trainer.state is None:
             return Reason.TRAINER_FAILED, f"Trainer pod {trainer.pod.name} does not start: {trainer.pod.trouble}"
     if rollout.refusals and rollout.wanted is not None:

@@ -54,14 +54,13 @@ def window_phase(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> Wind
     return WindowPhase.TAIL if generates_elsewhere(snapshot, workers) else WindowPhase.LEARNER
 
 
-def lendable(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> dict[str, float]:
-    """Pods whose device is lent or could be by `idle.scope`, with the seconds since the pod became idle."""
-    found = {}
-    for view in snapshot.rollouts:
-        state = workers[view.pod.uid]
-        if state in (WorkerState.IDLE, WorkerState.LENT) and _in_scope(snapshot, workers, view.pod.uid):
-            found[view.pod.uid] = view.state.idle_for + view.age if view.state is not None else 0.0
-    return found
+def lendable(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:
+    """Pods (uids) whose device is lent, or could be by `idle.scope`."""
+    return frozenset(
+        uid
+        for uid, state in workers.items()
+        if state in (WorkerState.IDLE, WorkerState.LENT) and _in_scope(snapshot, workers, uid)
+    )
 
 
 def decide_leases(
@@ -114,6 +113,14 @@ def warm_trainer(snapshot: Snapshot, rollout_uid: str) -> TrainerView | None:
     return None
 
 
+def window_error(trainer: TrainerView) -> str | None:
+    """What the last window of a trainer went wrong with."""
+    window = trainer.state.last_window if trainer.state is not None else None
+    if window is None or not window.stop_reason.startswith("Error"):
+        return None
+    return window.stop_reason.removeprefix("Error").lstrip(": ") or "no message"
+
+
 def _check(
     snapshot: Snapshot,
     workers: Mapping[str, WorkerState],
@@ -146,14 +153,11 @@ def _check(
             Reason.WINDOW_TOO_SHORT,
             f"{name} should stay idle for {rest:.1f}s more, less than spec.idle.minWindow ({spec.idle.min_window:g}s)",
         )
-    if _just_given_back(snapshot, view):
-        return None, (
-            Reason.NO_IDLE_POD,
-            f"The trainer gave the device of {name} back; it is offered again soon",
-        )
     trainer = warm_trainer(snapshot, uid)
     if trainer is None:
         return None, (Reason.TRAINER_STARTING, f"{name} is idle, its trainer pod is not ready yet")
+    if _just_given_back(snapshot, view, trainer):
+        return None, (Reason.GIVEN_BACK, f"The trainer gave the device of {name} back; it is offered again soon")
     return trainer, (Reason.LEASE_HELD, "")
 
 
@@ -181,15 +185,19 @@ def _revocation(snapshot: Snapshot, workers: Mapping[str, WorkerState], view: Ro
 def _in_scope(snapshot: Snapshot, workers: Mapping[str, WorkerState], uid: str) -> bool:
     if snapshot.job.spec.idle.scope is Scope.ANY_IDLE or generates_elsewhere(snapshot, workers, uid):
         return True
-    # A pod that cannot be asked might generate: a lease that exists is not taken back on that ground.
-    return workers[uid] is WorkerState.LENT and WorkerState.UNKNOWN in workers.values()
+    # A lease that exists is taken back only when the tail is over for certain: a pod that cannot be asked might
+    # generate, and one that has just ended its last request may get the next one at once.
+    uncertain = (WorkerState.DRAINING, WorkerState.UNKNOWN)
+    return workers[uid] is WorkerState.LENT and any(state in uncertain for state in workers.values())
 
 
-def _just_given_back(snapshot: Snapshot, view: RolloutView) -> bool:
+def _just_given_back(snapshot: Snapshot, view: RolloutView, trainer: TrainerView) -> bool:
     last = view.state.last_lease if view.state is not None else None
     if last is None or last.reason not in (None, RevokeReason.EXPIRED):
         return False
-    return last.ended_ago + view.age < snapshot.limits.retry_lease_after
+    limits = snapshot.limits
+    pause = limits.retry_lease_after_error if window_error(trainer) is not None else limits.retry_lease_after
+    return last.ended_ago + view.age < pause
 
 
 def _gateway_queues(snapshot: Snapshot) -> bool:

@@ -43,6 +43,7 @@ class TrainerView:
     state: TrainerState | None = None
     age: float = float("inf")
     known_for: float = 0.0  # since this process first saw the pod
+    failed_for: float = 0.0  # since it first said that it failed; 0 when it does not
     fault: Fault | None = None
     fault_message: str = ""
     outdated: bool = False  # made from another manifest than the one wanted now
@@ -64,6 +65,8 @@ class Limits:
     stale_after: float = 30.0  # an answer older than this says nothing about now
     silence: float = 30.0  # a pod that is silent for this long is worth a person's attention
     retry_lease_after: float = 5.0  # after a lease that was given back unasked
+    retry_lease_after_error: float = 30.0  # after one that was given back because the window failed
+    failed_for: float = 300.0  # a trainer that says it failed for this long is replaced; it retries by itself before
     stuck_after: float = 5.0  # beyond the grace period, a lease that does not end costs the trainer pod
 
 

@@ -9,7 +9,6 @@ from tlt_operator.api.pod import Pod
 from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
 from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
 from tlt_operator.plan.worker import WorkerState
-from tlt_workloads.contract import TrainerPhase
 
 # A trainer takes tens of seconds to import its libraries: it is started at this share of `minNewTokens`, so that it is
 # warm when there is enough.
@@ -90,7 +89,7 @@ def _deletion(
         return None
     if snapshot.job.spec.suspend or snapshot.job.deleting:
         return DeleteTrainer(trainer_uid=pod.uid, why="the job lends no devices now")
-    if trainer.state is not None and trainer.state.phase is TrainerPhase.FAILED:
+    if trainer.state is not None and trainer.failed_for > snapshot.limits.failed_for:
         return DeleteTrainer(trainer_uid=pod.uid, why="it failed", failure=trainer.state.message or "no message")
     if trainer.outdated:
         return DeleteTrainer(trainer_uid=pod.uid, why="the job's trainers look different now")

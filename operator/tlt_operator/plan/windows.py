@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 KEPT = 64  # windows per phase that an expectation is made from
@@ -59,12 +59,10 @@ class ClosedWindow:
 
 
 def advance(
-    history: WindowHistory, lendable: Mapping[str, float], *, phase: WindowPhase, now: float
+    history: WindowHistory, lendable: Collection[str], *, phase: WindowPhase, now: float
 ) -> tuple[WindowHistory, tuple[ClosedWindow, ...]]:
-    """Opens and closes windows; `lendable` gives, by pod uid, for how long each lendable pod has been so at least."""
-    opened = {
-        uid: history.open.get(uid) or OpenWindow(started=now - since, phase=phase) for uid, since in lendable.items()
-    }
+    """Opens a window for each pod (uid) that has become lendable, and closes those of pods that are so no more."""
+    opened = {uid: history.open.get(uid) or OpenWindow(started=now, phase=phase) for uid in lendable}
     ended = tuple(
         ClosedWindow(uid=uid, phase=window.phase, seconds=now - window.started)
         for uid, window in history.open.items()

@@ -24,7 +24,7 @@ from tlt_operator.plan.snapshot import GatewayView, Limits, RolloutView, Snapsho
 from tlt_operator.reconcile.answers import Answers
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.objects import Objects
-from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerState
+from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerPhase, TrainerState
 
 DEVICE_GROUP = "resource.k8s.io"
 DEVICE_CHECK_INTERVAL = 60.0
@@ -58,6 +58,7 @@ class Observer:
     def __init__(self, context: Context, job: Job, pods: PodClient, *, wake: Callable[[], None]) -> None:
         self._context = context
         self._first_seen: dict[str, float] = {}
+        self._failed_since: dict[str, float] = {}
         self._devices_claimable = True
         wait = context.settings.poll_wait
         selector = job.spec.rollout.selector
@@ -113,6 +114,7 @@ class Observer:
         now = self._context.clock.steady()
         rollouts, trainers = self._rollout_pods(), self._own(Component.TRAINER)
         alive = {pod.uid for pod in (*rollouts, *trainers)}
+        self._failed_since = {uid: since for uid, since in self._failed_since.items() if uid in alive}
         self._first_seen = {uid: self._first_seen.get(uid, now) for uid in alive}
         by_uid = {pod.uid: pod for pod in rollouts}
         settings = self._context.settings
@@ -165,6 +167,10 @@ class Observer:
     def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float) -> TrainerView:
         answer = self._trainer_answers.get(pod.uid)
         known_for = now - self._first_seen[pod.uid]
+        failed = answer is not None and answer.state is not None and answer.state.phase is TrainerPhase.FAILED
+        if not failed:
+            self._failed_since.pop(pod.uid, None)
+        failed_since = self._failed_since.setdefault(pod.uid, now) if failed else now
         outdated = self._outdated(job, pod, rollout)
         if answer is None:
             return TrainerView(pod=pod, known_for=known_for, outdated=outdated)
@@ -173,6 +179,7 @@ class Observer:
             state=answer.state,
             age=answer.age(now),
             known_for=known_for,
+            failed_for=now - failed_since,
             fault=answer.fault,
             fault_message=answer.message,
             outdated=outdated,

@@ -1,0 +1,184 @@
+"""Which devices are lent and which are asked back."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.snapshots import busy, idle, lent, make_job, make_rollout, make_snapshot, make_state, make_trainer
+from tlt_operator.api.names import Reason
+from tlt_operator.plan.actions import GrantLease, RevokeLease
+from tlt_operator.plan.lending import LeaseTerms, Lending, decide_leases
+from tlt_operator.plan.snapshot import Fault, GatewayView, Snapshot
+from tlt_operator.plan.windows import OpenWindow, WindowHistory, WindowPhase
+from tlt_operator.plan.worker import WorkerState, classify, classify_all
+from tlt_workloads.contract import EndedLease, GatewayState, MemoryMode, RevokeReason, TrainerPhase, WindowReport
+
+
+def decide(snapshot: Snapshot, *, tokens: int = 1000, history: WindowHistory | None = None) -> Lending:
+    return decide_leases(
+        snapshot,
+        classify_all(snapshot),
+        history=history or WindowHistory(),
+        available_tokens=tokens,
+        terms=LeaseTerms(ttl=10.0, window=600.0),
+    )
+
+
+def grants(lending: Lending) -> list[GrantLease]:
+    return [item for item in lending.actions if isinstance(item, GrantLease)]
+
+
+def revokes(lending: Lending) -> list[RevokeLease]:
+    return [item for item in lending.actions if isinstance(item, RevokeLease)]
+
+
+def gateway(*, queued: int = 0, outstanding: int = 0, age: float = 0.0) -> GatewayView:
+    state = GatewayState(
+        seq=1,
+        boot="g",
+        queued=queued,
+        outstanding=outstanding,
+        batch_size=0,
+        completed=0,
+        backends=(),
+        requests=0,
+        retried_requests=0,
+        failed_requests=0,
+        policy_version=1,
+    )
+    return GatewayView(state=state, age=age)
+
+
+def test_idle_pod_is_lent_to_its_own_trainer_while_another_generates() -> None:
+    lending = decide(make_snapshot(busy("a"), idle("b"), make_trainer("a"), make_trainer("b")))
+    (grant,) = grants(lending)
+    assert grant.rollout_uid == "b-uid"
+    assert grant.request.holder == make_trainer("b").pod.holder
+    assert grant.request.memory is MemoryMode.RESERVE
+    assert lending.reason is Reason.LEASE_HELD
+    assert "b" in lending.message
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "reason"),
+    [
+        (make_snapshot(busy("a"), busy("b")), Reason.NO_IDLE_POD),
+        (make_snapshot(idle("a"), idle("b"), make_trainer("a")), Reason.OUT_OF_SCOPE),
+        (make_snapshot(busy("a"), idle("b")), Reason.TRAINER_STARTING),
+        (make_snapshot(busy("a"), idle("b"), make_trainer("b", phase=TrainerPhase.STARTING)), Reason.TRAINER_STARTING),
+        (make_snapshot(busy("a"), idle("b"), make_trainer("b"), job=make_job(suspend=True)), Reason.SUSPENDED),
+        (make_snapshot(busy("a"), idle("b"), make_trainer("b"), job=make_job(deleting=True)), Reason.DELETING),
+    ],
+    ids=["all busy", "tail over", "no trainer", "trainer cold", "suspended", "deleting"],
+)
+def test_nothing_is_lent_and_the_reason_is_named(snapshot: Snapshot, reason: Reason) -> None:
+    lending = decide(snapshot)
+    assert grants(lending) == []
+    assert lending.reason is reason
+
+
+def test_too_little_data_is_named_with_the_field() -> None:
+    lending = decide(make_snapshot(busy("a"), idle("b"), make_trainer("b")), tokens=99)
+    assert grants(lending) == []
+    assert lending.reason is Reason.WAITING_FOR_DATA
+    assert "spec.training.trigger.minNewTokens" in lending.message
+
+
+def test_any_idle_lends_in_the_learners_phase() -> None:
+    job = make_job(idle={"scope": "AnyIdle"})
+    assert len(grants(decide(make_snapshot(idle("a"), make_trainer("a"), job=job)))) == 1
+
+
+def test_work_that_the_gateway_waits_for_is_a_tail() -> None:
+    snapshot = make_snapshot(idle("a"), make_trainer("a"), gateway=gateway(outstanding=3))
+    assert len(grants(decide(snapshot))) == 1
+    stale = make_snapshot(idle("a"), make_trainer("a"), gateway=gateway(outstanding=3, age=1e6))
+    assert decide(stale).reason is Reason.OUT_OF_SCOPE
+
+
+def test_pod_is_not_lent_while_the_gateway_has_requests_to_give() -> None:
+    snapshot = make_snapshot(busy("b"), idle("a"), make_trainer("a"), gateway=gateway(queued=2, outstanding=3))
+    assert grants(decide(snapshot)) == []
+
+
+@pytest.mark.parametrize("lengths", [(1.0, 2.0, 3.0), (0.5, 0.5, 4.9)])
+def test_short_rest_of_the_window_is_not_worth_it(lengths: tuple[float, ...]) -> None:
+    history = WindowHistory(
+        open={"b-uid": OpenWindow(started=1000.0, phase=WindowPhase.TAIL)}, closed={WindowPhase.TAIL: lengths}
+    )
+    lending = decide(make_snapshot(busy("a"), idle("b"), make_trainer("b")), history=history)
+    assert lending.reason is Reason.WINDOW_TOO_SHORT
+
+
+def test_too_few_windows_say_nothing() -> None:
+    history = WindowHistory(
+        open={"b-uid": OpenWindow(started=1000.0, phase=WindowPhase.TAIL)}, closed={WindowPhase.TAIL: (0.1, 0.1)}
+    )
+    assert grants(decide(make_snapshot(busy("a"), idle("b"), make_trainer("b")), history=history))
+
+
+def test_one_lease_at_a_time_and_the_longest_idle_first() -> None:
+    snapshot = make_snapshot(busy("a"), idle("b"), idle("c", idle_for=9.0), make_trainer("b"), make_trainer("c"))
+    (grant,) = grants(decide(snapshot))
+    assert grant.rollout_uid == "c-uid"
+    held = make_snapshot(busy("a"), idle("b"), lent("c"), make_trainer("b"), make_trainer("c"))
+    assert grants(decide(held)) == []
+
+
+def test_grant_under_way_counts_as_held() -> None:
+    from dataclasses import replace
+
+    snapshot = make_snapshot(
+        busy("a"), replace(idle("b"), granting=True), idle("c"), make_trainer("b"), make_trainer("c")
+    )
+    lending = decide(snapshot)
+    assert grants(lending) == []
+    assert lending.lent == 1
+
+
+def test_device_that_was_given_back_unasked_rests_for_a_moment() -> None:
+    last = EndedLease(id="x", holder="t", duration=1, hand_back=0, reason=None, ended_ago=1.0)
+    resting = make_snapshot(busy("a"), idle("b", last_lease=last), make_trainer("b"))
+    assert decide(resting).reason is Reason.GIVEN_BACK
+    window = WindowReport(
+        lease_id="x",
+        started_ago=9,
+        seconds=1,
+        lease_to_first_step=None,
+        steps=0,
+        tokens=0,
+        loss_first=None,
+        loss_last=None,
+        stop_reason="Error: out of memory",
+        stop_seconds=0,
+    )
+    longer = EndedLease(id="x", holder="t", duration=1, hand_back=0, reason=None, ended_ago=20.0)
+    failing = make_snapshot(busy("a"), idle("b", last_lease=longer), make_trainer("b", last_window=window))
+    assert decide(failing).reason is Reason.GIVEN_BACK
+    fine = make_snapshot(busy("a"), idle("b", last_lease=longer), make_trainer("b"))
+    assert len(grants(decide(fine))) == 1
+
+
+def test_lease_is_asked_back_when_the_tail_is_over_for_certain() -> None:
+    (revoke,) = revokes(decide(make_snapshot(idle("a"), lent("b"), make_trainer("b"))))
+    assert revoke.rollout_uid == "b-uid"
+    assert revoke.reason is RevokeReason.WINDOW_END
+    settling = make_rollout("a", make_state())
+    assert classify(settling, stale_after=30) is WorkerState.DRAINING
+    assert revokes(decide(make_snapshot(settling, lent("b")))) == []
+    silent = make_rollout("a", make_state(), fault=Fault.UNREACHABLE)
+    assert revokes(decide(make_snapshot(silent, lent("b")))) == []
+
+
+@pytest.mark.parametrize("job", [make_job(suspend=True), make_job(deleting=True)], ids=["suspend", "delete"])
+def test_lease_is_asked_back_when_the_job_lends_no_more(job: object) -> None:
+    (revoke,) = revokes(decide(make_snapshot(busy("a"), lent("b"), job=job)))
+    assert revoke.reason is RevokeReason.OPERATOR
+
+
+def test_lease_that_is_being_handed_back_is_not_asked_for_again() -> None:
+    from tests.support.snapshots import make_lease
+    from tlt_workloads.contract import LeasePhase
+
+    revoking = make_rollout("b", make_state(lease=make_lease("t", phase=LeasePhase.REVOKING)))
+    assert revokes(decide(make_snapshot(idle("a"), revoking, job=make_job(suspend=True)))) == []

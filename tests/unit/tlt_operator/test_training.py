@@ -1,0 +1,133 @@
+"""Which trainer pods exist."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tests.support.snapshots import (
+    busy,
+    idle,
+    lent,
+    make_job,
+    make_lease,
+    make_pod,
+    make_rollout,
+    make_snapshot,
+    make_state,
+    make_trainer,
+    make_trainer_pod,
+)
+from tlt_operator.api.names import Reason
+from tlt_operator.api.pod import DeviceClaim
+from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
+from tlt_operator.plan.snapshot import Fault, Snapshot
+from tlt_operator.plan.training import decide_trainers, placement_obstacle
+from tlt_operator.plan.worker import classify_all
+from tlt_workloads.contract import LeasePhase, TrainerPhase, WindowReport
+
+
+def decide(snapshot: Snapshot, *, tokens: int = 1000) -> tuple[Action, ...]:
+    return decide_trainers(snapshot, classify_all(snapshot), available_tokens=tokens)
+
+
+def created(actions: tuple[Action, ...]) -> list[str]:
+    return [item.rollout_uid for item in actions if isinstance(item, CreateTrainer)]
+
+
+def deleted(actions: tuple[Action, ...]) -> dict[str, str | None]:
+    return {item.trainer_uid: item.failure for item in actions if isinstance(item, DeleteTrainer)}
+
+
+def test_every_pod_gets_a_trainer_before_there_is_enough_data() -> None:
+    assert created(decide(make_snapshot(busy("a"), idle("b")), tokens=50)) == ["b-uid", "a-uid"]
+    assert created(decide(make_snapshot(busy("a"), idle("b")), tokens=49)) == []
+
+
+def test_max_trainers_bounds_their_number_and_those_that_exist_come_first() -> None:
+    job = make_job(training={"maxTrainers": 1, "trigger": {"minNewTokens": 100}})
+    assert created(decide(make_snapshot(busy("a"), idle("b"), job=job))) == ["b-uid"]
+    assert created(decide(make_snapshot(busy("a"), idle("b"), make_trainer("a"), job=job))) == []
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        make_rollout("a", make_state(), fault=Fault.UNREACHABLE),
+        make_rollout("a", make_state(), pod=make_pod("a", claims=())),
+        make_rollout("a", make_state(), pod=make_pod("a", claims=(DeviceClaim(name="gpu", claim=None),))),
+        make_rollout("a", make_state(), pod=make_pod("a", deleting=True)),
+    ],
+    ids=["unknown", "no claim", "claim not made yet", "deleting"],
+)
+def test_no_trainer_where_none_can_run(view: object) -> None:
+    assert created(decide(make_snapshot(view))) == []
+
+
+def test_obstacles_name_object_and_fix() -> None:
+    found = placement_obstacle(make_snapshot(), make_pod("a", claims=()))
+    assert found is not None
+    assert found[0] is Reason.NO_CLAIM
+    assert "pod a" in found[1]
+    without = placement_obstacle(make_snapshot(devices_claimable=False), make_pod("a"))
+    assert without is not None
+    assert without[0] is Reason.NO_DRA
+
+
+def test_trainer_goes_with_its_rollout_pod() -> None:
+    assert set(deleted(decide(make_snapshot(make_trainer("a"))))) == {"trainer-of-a-uid"}
+    going = make_rollout("a", make_state(), pod=make_pod("a", deleting=True))
+    assert set(deleted(decide(make_snapshot(going, make_trainer("a"))))) == {"trainer-of-a-uid"}
+
+
+def test_trainer_that_ended_is_deleted_with_what_it_died_of() -> None:
+    failed = make_trainer("a", pod=make_trainer_pod("a", phase="Failed", trouble="exit code 1: no model"))
+    assert deleted(decide(make_snapshot(busy("a"), failed))) == {"trainer-of-a-uid": "exit code 1: no model"}
+    done = make_trainer("a", pod=make_trainer_pod("a", phase="Succeeded"))
+    assert deleted(decide(make_snapshot(busy("a"), done))) == {"trainer-of-a-uid": None}
+
+
+def test_trainer_is_replaced_when_it_says_for_long_that_it_failed() -> None:
+    failed = make_trainer("a", phase=TrainerPhase.FAILED, message="no model", failed_for=10.0)
+    assert deleted(decide(make_snapshot(busy("a"), failed))) == {}
+    longer = dataclasses.replace(failed, failed_for=301.0)
+    assert deleted(decide(make_snapshot(busy("a"), longer))) == {"trainer-of-a-uid": "no model"}
+
+
+def test_suspended_job_keeps_a_trainer_until_it_has_handed_back() -> None:
+    job = make_job(suspend=True)
+    assert deleted(decide(make_snapshot(lent("a"), make_trainer("a"), job=job))) == {}
+    assert set(deleted(decide(make_snapshot(idle("a"), make_trainer("a"), job=job)))) == {"trainer-of-a-uid"}
+
+
+def test_trainer_that_does_not_hand_back_is_deleted() -> None:
+    lease = make_lease(make_trainer_pod("a").holder, phase=LeasePhase.REVOKING, revoking_for=6.9)
+    within = make_rollout("a", make_state(lease=lease))
+    assert deleted(decide(make_snapshot(within, make_trainer("a")))) == {}
+    beyond = make_rollout("a", make_state(lease=dataclasses.replace(lease, revoking_for=7.1)))
+    assert set(deleted(decide(make_snapshot(beyond, make_trainer("a"))))) == {"trainer-of-a-uid"}
+
+
+def test_warm_trainer_is_kept_for_keep_warm_after_its_last_window() -> None:
+    window = WindowReport(
+        lease_id="x",
+        started_ago=650.0,
+        seconds=60.0,
+        lease_to_first_step=1.0,
+        steps=1,
+        tokens=1,
+        loss_first=None,
+        loss_last=None,
+        stop_reason="Done",
+        stop_seconds=0,
+    )
+    used = make_trainer("a", last_window=window, known_for=5000.0)
+    assert deleted(decide(make_snapshot(busy("a"), used), tokens=0)) == {}
+    assert set(deleted(decide(make_snapshot(busy("a"), dataclasses.replace(used, age=20.0)), tokens=0)))
+    assert deleted(decide(make_snapshot(busy("a"), dataclasses.replace(used, age=20.0)), tokens=1000)) == {}
+
+
+def test_outdated_trainer_is_replaced_but_never_while_it_holds_a_device() -> None:
+    assert set(deleted(decide(make_snapshot(idle("a"), make_trainer("a", outdated=True)))))
+    assert deleted(decide(make_snapshot(lent("a"), make_trainer("a", outdated=True)))) == {}

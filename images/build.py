@@ -147,10 +147,10 @@ class Builder:
 
     def label(self, tag: str) -> str | None:
         """The inputs' digest of the image that has this tag; None without such an image."""
+        inspect: tuple[str, ...] = (self.name, "image", "inspect")
+        labels = ".Config.Labels"
         if self.name == "buildah":
             inspect, labels = ("buildah", "inspect", "--type", "image"), ".OCIv1.Config.Labels"
-        else:
-            inspect, labels = (self.name, "image", "inspect"), ".Config.Labels"
         command = (*inspect, "--format", f'{{{{index {labels} "{LABEL}"}}}}', tag)
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         return result.stdout.strip() if result.returncode == 0 else None
@@ -243,9 +243,8 @@ def build(image: Image, *, builder: Builder, arguments: dict[str, str], force: b
         say(f"  {image.name}: {image.tag} is up to date ({builder.size(image.tag)})")
         return
     began = time.monotonic()
-    say(
-        f"  {image.name}: building {image.tag} with {builder.name}, about {clock(60 * image.expected_minutes)} from nothing"
-    )
+    expected = clock(60 * image.expected_minutes)
+    say(f"  {image.name}: building {image.tag} with {builder.name}, about {expected} from nothing")
     if image.recipe.endswith("/build"):
         command: tuple[str, ...] = (str(ROOT / image.recipe), image.tag)
     else:

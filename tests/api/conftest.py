@@ -25,6 +25,7 @@ from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, ROLLOUT_UID_LABEL
 from tlt_operator.clients.kube import JOB, POD, REVISION, SECRET, Kind, Kubernetes, WatchEvent
 from tlt_operator.config import Settings
 from tlt_operator.errors import TemporaryError
+from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.jobs import Jobs
 
@@ -96,26 +97,31 @@ class World:
     jobs: Jobs
     rollouts: dict[str, FakeRollout] = field(default_factory=dict)
     trainers: dict[str, FakeTrainer] = field(default_factory=dict)
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _kubelet: asyncio.Task[None] | None = None
+    _feeder: asyncio.Task[None] | None = None
 
-    async def restart_operator(self) -> None:
-        """Ends the operator without a word and starts another one."""
-        await self.stop_operator()
+    async def start_operator(self) -> None:
         self.jobs = Jobs(self.context)
-        self._tasks.append(asyncio.create_task(self._feed()))
+        self._feeder = asyncio.create_task(self._feed())
 
     async def stop_operator(self) -> None:
-        self._tasks.pop().cancel()
+        """Ends the operator; leases, trainers and pods go on."""
+        if self._feeder is not None:
+            await cancel(self._feeder)
+            self._feeder = None
         await self.jobs.close()
+
+    async def restart_operator(self) -> None:
+        await self.stop_operator()
+        await self.start_operator()
 
     async def start(self) -> None:
-        self._tasks += [asyncio.create_task(self._play_kubelet()), asyncio.create_task(self._feed())]
+        self._kubelet = asyncio.create_task(self._play_kubelet())
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.jobs.close()
+        await self.stop_operator()
+        if self._kubelet is not None:
+            await cancel(self._kubelet)
         for pod in (*self.trainers.values(), *self.rollouts.values()):
             await pod.stop()
 
@@ -290,6 +296,7 @@ async def world(kube: Kubernetes, namespace: str) -> AsyncIterator[World]:
         context = Context(kube=kube, session=session, settings=settings)
         found = World(kube=kube, namespace=namespace, context=context, jobs=Jobs(context))
         await found.start()
+        await found.start_operator()
         yield found
         await found.close()
 

@@ -70,9 +70,7 @@ def build(settings: Settings, modules: list[GoModule]) -> None:
     settings.cache.mkdir(parents=True, exist_ok=True)
     with _exclusively(settings.cache / "build.lock", what="build"):
         if absent := builds.missing(settings.binaries, modules):
-            tools = toolchain.missing(toolchain.COMPILING) if any(m.needs_c for m in absent) else []
-            if tools:
-                raise toolchain.missing_message(tools)
+            preflight.check_build(settings, absent)
             go = toolchain.find_go(settings.cache, say=say)
             builds.build(settings.cache, absent, go=go, say=say)
         builds.link_commands(settings.cache)
@@ -88,7 +86,7 @@ def up(settings: Settings) -> None:
     modules = needed_modules(settings)
     preflight.check(
         settings,
-        must_build=bool(builds.missing(settings.binaries, modules)),
+        to_build=builds.missing(settings.binaries, modules),
         is_running=bool(processes.living(settings)),
     )
     build(settings, modules)
@@ -116,19 +114,23 @@ def down(settings: Settings, *, purge: bool = False) -> None:
     with _exclusively(_lock_file(settings), what="up or down"):
         began = time.monotonic()
         found = processes.living(settings)
+        # The state folder goes last, so without it nothing on this machine is ours: another cache folder's cluster
+        # has the same cgroup and bridge, and must be left alone.
+        had_state = settings.state.exists()
+        is_our_node = had_state and settings.shape is Shape.NODE
         # The kubelet first, so that nothing starts pods again; containerd last, so that it can forget them in order.
         order = ("kubelet", "dra-example-driver", "kube-proxy", "coredns")
         early = [p.pid for p in found if p.component in order]
         processes.end(early, grace=GRACE_SECONDS)
-        if settings.shape is Shape.NODE:
+        if is_our_node:
             _end_containers(settings)
         processes.end([p.pid for p in processes.living(settings)])
-        if settings.shape is Shape.NODE:
+        if is_our_node:
             cgroups.remove(settings)
             network.remove(settings)
             mounts.remove_targets(settings)
-        had_state = settings.state.exists()
-        shutil.rmtree(settings.state, ignore_errors=False) if had_state else None
+        if had_state:
+            shutil.rmtree(settings.state)
         seconds = time.monotonic() - began
     if found or had_state:
         say(f"{settings.shape.value} down in {seconds:.1f} s ({len(found)} processes ended)")

@@ -7,17 +7,19 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from devcluster import cgroups, network, toolchain
+from devcluster.binaries import MODULES, GoModule
 from devcluster.errors import ANOTHER_CLUSTER, RefusalError
 from devcluster.settings import Settings, Shape
 from devcluster.toolchain import SystemTool
 
 GIGABYTE = 10**9
-BUILD_BYTES = 8 * GIGABYTE
-"""Go's caches of downloads and compiled packages, and the binaries; measured 6.4 GB with all modules."""
+BUILD_BYTES = 11 * GIGABYTE
+"""Go's caches of downloads and compiled packages, and the binaries, for all modules; measured."""
 RUN_BYTES = 2 * GIGABYTE
 """etcd, logs and small images. Images of workloads come on top: their builds say how much."""
 
@@ -52,13 +54,33 @@ class Facts:
     needed_bytes: int = 0
 
 
-def check(settings: Settings, *, must_build: bool, is_running: bool) -> None:
+def check(settings: Settings, *, to_build: Sequence[GoModule], is_running: bool) -> None:
     """Refuse what cannot work on this machine.
 
     Raises:
         RefusalError: the first thing in the way.
     """
-    judge(gather(settings, must_build=must_build, is_running=is_running), settings)
+    judge(gather(settings, to_build=to_build, is_running=is_running), settings)
+
+
+def check_build(settings: Settings, to_build: Sequence[GoModule]) -> None:
+    """Refuse a build for which a compiler, a library or space is missing.
+
+    Raises:
+        RefusalError: the first thing in the way.
+    """
+    tools = toolchain.missing(toolchain.COMPILING) if any(module.needs_c for module in to_build) else []
+    free = shutil.disk_usage(_existing(settings.cache)).free
+    facts = Facts(
+        system="linux", user_id=0, missing_tools=tuple(tools), free_bytes=free, needed_bytes=build_bytes(to_build)
+    )
+    judge(facts, settings)
+
+
+def build_bytes(modules: Sequence[GoModule]) -> int:
+    """Disk space that building these modules takes. The time that compiling takes tells what it writes."""
+    share = sum(module.expected_seconds for module in modules) / sum(module.expected_seconds for module in MODULES)
+    return int(BUILD_BYTES * share)
 
 
 def judge(facts: Facts, settings: Settings) -> None:
@@ -105,21 +127,21 @@ def judge(facts: Facts, settings: Settings) -> None:
         )
 
 
-def gather(settings: Settings, *, must_build: bool, is_running: bool) -> Facts:
+def gather(settings: Settings, *, to_build: Sequence[GoModule], is_running: bool) -> Facts:
     """Look at the machine.
 
     Args:
-        must_build: whether binaries are missing, so that compilers and space for them are needed.
+        to_build: modules without binaries, for which compilers and space are needed.
         is_running: whether the cluster has processes; then its own ports and space are not in the way.
     """
     if not sys.platform.startswith("linux"):
         return Facts(system=sys.platform, user_id=0)
     is_node = settings.shape is Shape.NODE
     tools = toolchain.RUNNING if is_node else toolchain.CONTROL_PLANE
-    if must_build and is_node:
+    if any(module.needs_c for module in to_build):
         tools = (*toolchain.COMPILING, *tools)
     fresh_node = is_node and not is_running
-    needed = (BUILD_BYTES if must_build else 0) + (0 if is_running else RUN_BYTES)
+    needed = build_bytes(to_build) + (0 if is_running else RUN_BYTES)
     missing = tuple(toolchain.missing(tools))
     return Facts(
         system="linux",

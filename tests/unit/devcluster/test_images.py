@@ -65,6 +65,13 @@ def test_names_are_written_as_the_node_stores_them(name: str, stored: str) -> No
     assert images.qualified(name) == stored
 
 
+@pytest.mark.parametrize(
+    ("said", "size"), [("5.36 GB", 5_360_000_000), ("230 MB", 230_000_000), ("12 kB", 12_000), ("4711", 4711)]
+)
+def test_sizes_are_read_with_and_without_unit(said: str, size: int) -> None:
+    assert images.size_in_bytes(said) == size
+
+
 def test_the_pause_image_is_a_docker_archive_with_one_program(pause: Path) -> None:
     with tarfile.open(pause) as content:
         manifest = json.load(member(content, "manifest.json"))

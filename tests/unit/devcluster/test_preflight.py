@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from devcluster import preflight, toolchain
+from devcluster.binaries import MODULES, module_named
 from devcluster.errors import RefusalError
 from devcluster.preflight import Facts, Listener
 from devcluster.settings import Settings, Shape
@@ -55,6 +56,13 @@ def test_missing_tools_are_named_with_purpose_and_install_command() -> None:
 
 def test_a_control_plane_needs_no_root() -> None:
     preflight.judge(facts(user_id=1000), PLANE)
+
+
+def test_space_is_asked_for_what_is_to_be_built() -> None:
+    assert preflight.build_bytes(MODULES) == preflight.BUILD_BYTES
+    assert preflight.build_bytes([]) == 0
+    one = preflight.build_bytes([module_named("pause")])
+    assert 0 < one < preflight.build_bytes([module_named("pause"), module_named("kubernetes")])
 
 
 def test_networks_of_the_machine_that_do_not_overlap_are_fine() -> None:

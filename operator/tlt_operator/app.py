@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import kopf
@@ -89,8 +89,10 @@ class Operator:
         if self._recheck is not None and self._recheck.done():
             return "the check for deleted jobs has ended"
         hung = self._jobs.hung()
-        self.metrics.heartbeat.set_to_current_time() if not hung else None
-        return f"not looked at for too long: {', '.join(hung)}" if hung else ""
+        if hung:
+            return f"not looked at for too long: {', '.join(hung)}"
+        self.metrics.heartbeat.set_to_current_time()
+        return ""
 
 
 def register(operator: Operator) -> kopf.OperatorRegistry:
@@ -139,6 +141,8 @@ def run(settings: Settings) -> None:
     start_http_server(settings.metrics_port, registry=operator.metrics.registry)
     kopf.run(
         registry=register(operator),
+        # Kopf would make one from the user's name, and a container's user has none.
+        identity=cast(Any, socket.gethostname()),  # its type is not public
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,

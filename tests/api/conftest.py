@@ -163,7 +163,7 @@ class World:
             secret = await self.kube.find(SECRET, namespace=self.namespace, name=token_secret_name(job))
             return base64.b64decode(secret["data"]["token"]).decode() if secret else None
 
-        return await eventually_async(read, reason="the token Secret")
+        return await eventually_async(read, deadline=30, reason="the token Secret")
 
     async def set_pod_running(self, name: str, address: str, *, ready: bool = True) -> None:
         status = {
@@ -195,7 +195,7 @@ class World:
             assert (found.get("status"), found.get("reason")) == (status, reason), found
             return found
 
-        found = await eventually_async(probe, deadline=20, reason=f"{kind}={status} ({reason})")
+        found = await eventually_async(probe, deadline=60, reason=f"{kind}={status} ({reason})")
         assert found is not None
         return found
 
@@ -214,7 +214,7 @@ class World:
     async def until_warm(self, rollout: str) -> FakeTrainer:
         """Waits for the trainer of a rollout pod."""
         return await eventually_async(
-            lambda: self.trainers.get(rollout), deadline=20, reason=f"a warm trainer for {rollout}"
+            lambda: self.trainers.get(rollout), deadline=60, reason=f"a warm trainer for {rollout}"
         )
 
     async def _events(self, kind: Kind, labels: str = "") -> AsyncIterator[WatchEvent]:

@@ -14,7 +14,7 @@ async def lend(world: World) -> None:
     busy.generate(4)
     idle.generate()
     idle.finish(captured=1000)
-    await eventually_async(lambda: idle.lease, deadline=20, reason="a lease on the idle pod")
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease on the idle pod")
 
 
 async def test_idle_device_is_lent_while_another_pod_generates(world: World) -> None:
@@ -49,20 +49,20 @@ async def test_request_takes_the_device_back_and_the_next_window_is_lent_again(w
     await lend(world)
     idle = world.rollouts["rollout-1"]
     idle.generate()
-    await eventually_async(lambda: idle.lease is None and idle.last_lease, reason="the hand-back")
+    await eventually_async(lambda: idle.lease is None and idle.last_lease, deadline=60, reason="the hand-back")
     assert idle.last_lease is not None
     assert idle.last_lease.reason == "Request"
     idle.finish()
-    await eventually_async(lambda: idle.lease, reason="the next lease")
+    await eventually_async(lambda: idle.lease, deadline=60, reason="the next lease")
     assert len(idle.granted) == 2
-    await eventually_async(lambda: world.events("LeaseEnded"), reason="the event")
+    await eventually_async(lambda: world.events("LeaseEnded"), deadline=60, reason="the event")
 
 
 async def test_lease_ends_when_the_tail_ends(world: World) -> None:
     await lend(world)
     idle, busy = world.rollouts["rollout-1"], world.rollouts["rollout-0"]
     busy.finish()
-    await eventually_async(lambda: idle.last_lease, reason="the end of the lease")
+    await eventually_async(lambda: idle.last_lease, deadline=60, reason="the end of the lease")
     assert idle.last_lease is not None
     assert idle.last_lease.reason == "WindowEnd"
     await world.until_condition("Harvesting", "False", "OutOfScope")
@@ -72,18 +72,18 @@ async def test_any_idle_pod_is_lent_in_the_learners_phase_when_the_job_says_so(w
     await world.apply_job(idle={"after": "50ms", "scope": "AnyIdle"})
     pod = await world.add_rollout("rollout-0")
     pod.finish(captured=1000)
-    await eventually_async(lambda: pod.lease, deadline=20, reason="a lease without anybody generating")
+    await eventually_async(lambda: pod.lease, deadline=60, reason="a lease without anybody generating")
 
 
 async def test_every_pod_is_told_of_its_job_and_again_after_a_reboot(world: World) -> None:
     await world.apply_job()
     pod = await world.add_rollout("rollout-0")
-    await eventually_async(lambda: pod.config, reason="the configuration")
+    await eventually_async(lambda: pod.config, deadline=60, reason="the configuration")
     assert pod.config is not None
     assert pod.config.job == f"{world.namespace}/demo"
     assert pod.config.idle_after == 0.05
     await pod.reboot()
-    await eventually_async(lambda: pod.config, reason="the configuration after the reboot")
+    await eventually_async(lambda: pod.config, deadline=60, reason="the configuration after the reboot")
 
 
 async def test_better_candidate_becomes_the_active_revision_of_all_pods(world: World) -> None:
@@ -91,7 +91,9 @@ async def test_better_candidate_becomes_the_active_revision_of_all_pods(world: W
     world.trainers["rollout-1"].publish(manifest("demo", 1))
     for pod in world.rollouts.values():
         await eventually_async(
-            lambda pod=pod: pod.revision and pod.revision.revision == "demo-r1", reason="the first revision"
+            lambda pod=pod: pod.revision and pod.revision.revision == "demo-r1",
+            deadline=60,
+            reason="the first revision",
         )
     await world.until_condition("DrafterReady", "True", "RevisionActive")
     world.trainers["rollout-1"].publish(manifest("demo", 2, accept_length=1.4, parent=1.5))
@@ -105,7 +107,7 @@ async def test_better_candidate_becomes_the_active_revision_of_all_pods(world: W
         assert third["status"]["phase"] == "Active", third["status"]
         return True
 
-    await eventually_async(superseded, deadline=20, reason="the third revision in place of the first")
+    await eventually_async(superseded, deadline=60, reason="the third revision in place of the first")
     assert await world.revision("demo-r2") is None
     third = await world.revision("demo-r3")
     assert third is not None
@@ -117,7 +119,7 @@ async def test_better_candidate_becomes_the_active_revision_of_all_pods(world: W
     async def named() -> bool:
         return (await world.status())["activeRevision"] == "demo-r3"
 
-    await eventually_async(named, reason="the name in the job's status")
+    await eventually_async(named, deadline=60, reason="the name in the job's status")
 
 
 async def test_pod_that_joins_or_reboots_gets_the_active_revision(world: World) -> None:
@@ -125,9 +127,11 @@ async def test_pod_that_joins_or_reboots_gets_the_active_revision(world: World) 
     world.trainers["rollout-1"].publish(manifest("demo", 1))
     await world.until_condition("DrafterReady", "True", "RevisionActive")
     await world.rollouts["rollout-0"].reboot()
-    await eventually_async(lambda: world.rollouts["rollout-0"].revision, reason="the revision after a reboot")
+    await eventually_async(
+        lambda: world.rollouts["rollout-0"].revision, deadline=60, reason="the revision after a reboot"
+    )
     late = await world.add_rollout("rollout-2")
-    await eventually_async(lambda: late.revision, reason="the revision in a new pod")
+    await eventually_async(lambda: late.revision, deadline=60, reason="the revision in a new pod")
 
 
 async def test_revision_that_every_pod_refuses_is_rolled_back_with_the_reason(world: World) -> None:
@@ -145,7 +149,7 @@ async def test_revision_that_every_pod_refuses_is_rolled_back_with_the_reason(wo
         assert "fc.weight" in second["status"]["message"]
         return True
 
-    await eventually_async(rolled_back, deadline=20, reason="the roll-back")
+    await eventually_async(rolled_back, deadline=60, reason="the roll-back")
     assert all(pod.revision and pod.revision.revision == "demo-r1" for pod in world.rollouts.values())
     await world.until_condition("DrafterReady", "True", "RevisionActive")
     assert await world.events("RevisionRolledBack")

@@ -25,7 +25,7 @@ async def test_pod_without_the_plugin_is_named_and_the_others_are_used(world: Wo
     assert "plain" in found["message"]
     good = await world.add_rollout("rollout-0")
     await world.until_condition("RolloutReady", "True", "SomePodsReady")
-    await eventually_async(lambda: good.config, reason="the configuration of the good pod")
+    await eventually_async(lambda: good.config, deadline=60, reason="the configuration of the good pod")
 
 
 async def test_pod_that_refuses_the_token(world: World) -> None:
@@ -80,7 +80,7 @@ async def test_trainer_that_fails_is_told_and_tried_again_when_its_pod_died(worl
         pods = await world.trainer_pods()
         return bool(pods) and pods[0]["metadata"]["uid"] != first["metadata"]["uid"]
 
-    await eventually_async(replaced, deadline=20, reason="another trainer")
+    await eventually_async(replaced, deadline=60, reason="another trainer")
     assert await world.events("TrainerFailed")
     await world.until_condition("Degraded", "False", "AsExpected")
 
@@ -95,14 +95,14 @@ async def test_gateway_that_cannot_be_made_is_told_and_harvesting_goes_on(world:
     idle.finish(captured=1000)
     found = await world.until_condition("Degraded", "True", "ChildNotApplied")
     assert "spec.rollout.selector.matchLabels" in found["message"]
-    await eventually_async(lambda: idle.lease, deadline=20, reason="a lease all the same")
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease all the same")
 
 
 async def test_one_bad_job_does_not_touch_another(world: World) -> None:
     await world.apply_job("bad", rollout={"selector": {"matchLabels": {"app": "nobody"}}}, port=1)
     await world.apply_job()
     pod = await world.add_rollout("rollout-0")
-    await eventually_async(lambda: pod.config, deadline=20, reason="the configuration")
+    await eventually_async(lambda: pod.config, deadline=60, reason="the configuration")
     await world.until_condition("RolloutReady", "True", "PodsReady")
     await world.until_condition("RolloutReady", "False", "NoPodsMatch", name="bad")
 
@@ -134,19 +134,19 @@ async def test_suspended_job_takes_its_devices_back_and_lends_again_afterwards(w
     busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
     busy.generate()
     idle.finish(captured=1000)
-    await eventually_async(lambda: idle.lease, deadline=20, reason="a lease")
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
     await world.apply_job(suspend=True)
-    await eventually_async(lambda: idle.last_lease, reason="the end of the lease")
+    await eventually_async(lambda: idle.last_lease, deadline=60, reason="the end of the lease")
     assert idle.last_lease is not None
     assert idle.last_lease.reason == "Operator"
 
     async def gone() -> bool:
         return not await world.trainer_pods()
 
-    await eventually_async(gone, deadline=20, reason="the end of the trainers")
+    await eventually_async(gone, deadline=60, reason="the end of the trainers")
     assert (await world.status())["phase"] == "Suspended"
     await world.apply_job(suspend=False)
-    await eventually_async(lambda: idle.lease, deadline=30, reason="a lease after the suspension")
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease after the suspension")
 
 
 async def test_deleted_job_leaves_nothing_behind(world: World) -> None:
@@ -154,11 +154,11 @@ async def test_deleted_job_leaves_nothing_behind(world: World) -> None:
     busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
     busy.generate()
     idle.finish(captured=1000)
-    await eventually_async(lambda: idle.lease, deadline=20, reason="a lease")
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
     job = await world.kube.get(JOB, namespace=world.namespace, name="demo")
     assert not job["metadata"].get("finalizers"), "a job can be deleted while no operator runs"
     await world.kube.delete(JOB, namespace=world.namespace, name="demo")
-    await eventually_async(lambda: idle.lease is None, reason="the device back")
+    await eventually_async(lambda: idle.lease is None, deadline=60, reason="the device back")
 
     async def gone() -> bool:
         for kind in (POD, SECRET, SERVICE, DEPLOYMENT, REVISION):
@@ -166,7 +166,7 @@ async def test_deleted_job_leaves_nothing_behind(world: World) -> None:
             assert not left, [f"{kind.kind} {item['metadata']['name']}" for item in left]
         return True
 
-    await eventually_async(gone, deadline=30, reason="no object of the job")
+    await eventually_async(gone, deadline=60, reason="no object of the job")
     assert len(await world.kube.list_all(POD, namespace=world.namespace, labels="app=rollout")) == 2
 
 
@@ -178,9 +178,9 @@ async def test_gateway_comes_and_goes_with_the_spec(world: World) -> None:
         return not await exists()
 
     await world.apply_job(gateway={"enabled": True})
-    await eventually_async(exists, reason="the gateway")
+    await eventually_async(exists, deadline=60, reason="the gateway")
     await world.apply_job(gateway={"enabled": False})
-    await eventually_async(absent, reason="the end of the gateway")
+    await eventually_async(absent, deadline=60, reason="the end of the gateway")
 
 
 async def test_trainer_that_does_not_hand_back_loses_its_pod(world: World) -> None:
@@ -188,7 +188,7 @@ async def test_trainer_that_does_not_hand_back_loses_its_pod(world: World) -> No
     busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
     busy.generate()
     idle.finish(captured=1000)
-    await eventually_async(lambda: idle.lease, deadline=20, reason="a lease")
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
     trainer = world.trainers["rollout-1"]
     supervisor = trainer._supervisor
     assert supervisor is not None
@@ -201,7 +201,7 @@ async def test_trainer_that_does_not_hand_back_loses_its_pod(world: World) -> No
         names = {f"{pod['metadata']['name']}/{pod['metadata']['uid']}" for pod in await world.trainer_pods()}
         return holder not in names
 
-    await eventually_async(replaced, deadline=20, reason="the end of the hung trainer")
+    await eventually_async(replaced, deadline=60, reason="the end of the hung trainer")
 
 
 class TestRestart:
@@ -212,7 +212,7 @@ class TestRestart:
         busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
         busy.generate()
         idle.finish(captured=1000)
-        await eventually_async(lambda: idle.lease, deadline=20, reason="a lease")
+        await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
         return idle
 
     async def test_lease_and_trainers_are_adopted(self, world: World) -> None:
@@ -224,7 +224,7 @@ class TestRestart:
         assert lease is not None
         assert len(idle.granted) == 1
         world.rollouts["rollout-0"].finish()
-        await eventually_async(lambda: idle.last_lease, reason="the end of the adopted lease")
+        await eventually_async(lambda: idle.last_lease, deadline=60, reason="the end of the adopted lease")
         assert [pod["metadata"]["uid"] for pod in await world.trainer_pods()] == before
 
     async def test_revision_goes_on_where_it_was(self, world: World) -> None:
@@ -245,7 +245,7 @@ class TestRestart:
         async def written() -> bool:
             return bool((await world.status()).get("gpuSeconds", {}).get("busy", 0) > 0.5)
 
-        await eventually_async(written, deadline=20, reason="counters in the status")
+        await eventually_async(written, deadline=60, reason="counters in the status")
         for _ in range(3):
             await world.restart_operator()
         await world.until_condition("Harvesting", "True", "LeaseHeld")
@@ -258,4 +258,4 @@ class TestRestart:
             assert abs(seconds["busy"] - real) < 1.5, (seconds, real)
             return real > 2
 
-        await eventually_async(agrees, deadline=20, reason="counters that agree with the pods")
+        await eventually_async(agrees, deadline=60, reason="counters that agree with the pods")

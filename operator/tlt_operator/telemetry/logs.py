@@ -37,6 +37,8 @@ def configure_logs(*, log_format: LogFormat, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # Kopf says of every single event that its handler succeeded.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     timeline = logging.getLogger(TIMELINE)
     plain = logging.StreamHandler(sys.stdout)
     plain.setFormatter(logging.Formatter("%(message)s"))

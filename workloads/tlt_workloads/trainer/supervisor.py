@@ -256,7 +256,9 @@ class Supervisor:
             answered = time.monotonic()
             seq = answer.seq if answer.boot == boot or not boot else 0
             boot = answer.boot
-            self._lost_contact, self._lease = False, answer.lease
+            lease = answer.lease  # the pod shows whatever lease there is, also another holder's
+            self._lost_contact = False
+            self._lease = lease if lease is not None and lease.holder == self._settings.holder else None
             self._news.set()
 
     async def _scan_regularly(self) -> None:

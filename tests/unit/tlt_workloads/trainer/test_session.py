@@ -1,0 +1,153 @@
+"""A window from state to state: it learns, it can be left at any point, and going on is as if nothing had happened."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.toy_language import ToyLanguage
+from tlt_workloads.store import Store, open_store
+from tlt_workloads.trainer.checkpoint import load_checkpoint
+from tlt_workloads.trainer.loop import train_window
+from tlt_workloads.trainer.progress import latest_progress
+from tlt_workloads.trainer.revisions import published_revisions
+from tlt_workloads.trainer.session import Session, open_session
+from tlt_workloads.trainer.settings import TrainerSettings
+from tlt_workloads.trainer.stopping import StopFlag
+from tlt_workloads.trainer.window import WindowEnd, WorkerMessage, WorkerStepped
+
+
+def session(settings: TrainerSettings, stop: StopFlag | None = None) -> Session:
+    return open_session(settings, device=torch.device("cpu"), check=(stop or StopFlag()).abandon_step)
+
+
+def train(settings: TrainerSettings, *, micro_steps: int) -> list[float]:
+    """One window of so many micro-steps; returns their losses."""
+    stop, losses = StopFlag(), []
+
+    def listen(message: WorkerMessage) -> None:
+        if isinstance(message, WorkerStepped):
+            losses.append(message.loss)
+            if message.steps == micro_steps:
+                stop.set()
+
+    window = session(settings, stop)
+    assert train_window(window, stop, listen) is WindowEnd.STOPPED
+    window.close()
+    return losses
+
+
+@pytest.fixture
+def step_settings(settings: TrainerSettings) -> TrainerSettings:
+    """No evaluation in between, and every micro-step is an optimiser step."""
+    return replace(settings, publish_tokens=10**9, config=replace(settings.config, micro_batch_tokens=512))
+
+
+def test_windows_that_are_cut_short_learn_the_same_as_one_long_window(
+    step_settings: TrainerSettings, language: ToyLanguage
+) -> None:
+    cut, whole = replace(step_settings, job="namespace/cut"), replace(step_settings, job="namespace/whole")
+    for one in (cut, whole):
+        ToyLanguage(_target(one)).write_shards(_store(one), count=40)
+    losses = [loss for _ in range(4) for loss in train(cut, micro_steps=2)]
+    assert losses == pytest.approx(train(whole, micro_steps=8), rel=1e-5)
+    first, second = load_checkpoint(_store(cut)), load_checkpoint(_store(whole))
+    assert first is not None
+    assert second is not None
+    assert first[1].keys() == second[1].keys()
+    for name, tensor in first[1].items():
+        assert torch.allclose(tensor.float(), second[1][name].float(), rtol=1e-4, atol=1e-6), name
+
+
+def test_a_toy_language_is_learnt_and_published(settings: TrainerSettings, store: Store, language: ToyLanguage) -> None:
+    language.write_shards(store, count=64)
+    quick = replace(settings, publish_tokens=4000, config=replace(settings.config, learning_rate=1e-2))
+    for _ in range(4):
+        train(quick, micro_steps=40)
+    revisions = published_revisions(store)
+    assert len(revisions) >= 2
+    assert revisions[-1].evaluation.accept_length > 3.0  # of 4
+    assert revisions[-1].parent == revisions[-2].revision
+    assert revisions[-1].trained_tokens > revisions[-2].trained_tokens
+    assert all(
+        revision.sha256 == store.sha256(f"revisions/{revision.revision}/model.safetensors") for revision in revisions
+    )
+
+
+def test_stopping_inside_a_micro_step_leaves_it_without_a_trace(
+    step_settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=8)
+    for checks in range(1, 8):  # three draft steps forward, three backward, one more that never comes
+        stop, seen = StopFlag(), 0
+
+        def check() -> None:
+            nonlocal seen
+            seen += 1
+            if seen == checks:  # noqa: B023 - called within this turn of the loop only
+                stop.set()  # noqa: B023
+            stop.abandon_step()  # noqa: B023
+
+        window = open_session(step_settings, device=torch.device("cpu"), check=check)
+        assert train_window(window, stop, lambda _message: None) is WindowEnd.STOPPED
+        window.close()
+    assert latest_progress(store).trained_tokens == 0 or checks == 7
+
+
+def test_held_out_sequences_are_never_trained_on(
+    step_settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=8)
+    train(step_settings, micro_steps=3)
+    progress = latest_progress(store)
+    trained = {(path, index) for path, shard in progress.shards.items() for index in shard.trained_rows}
+    assert ("hidden-states/pod-0/00000004-p1-t102.safetensors", 0) not in trained
+    assert ("hidden-states/pod-0/00000003-p1-t102.safetensors", 1) not in trained
+    assert len(trained) == 14
+
+
+def test_a_window_ends_by_itself_when_everything_has_been_used(settings: TrainerSettings, store: Store) -> None:
+    window = session(settings)
+    assert train_window(window, StopFlag(), lambda _message: None) is WindowEnd.NO_DATA
+    ToyLanguage(_target(settings)).write_shards(store, count=2)
+    window = session(settings)
+    assert train_window(window, StopFlag(), lambda _message: None) is WindowEnd.DONE
+    window.close()
+    assert all(shard.fresh_rows == 0 for shard in latest_progress(store).shards.values())
+
+
+def test_broken_and_vanished_shards_are_left_out(
+    step_settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=4)
+    store.write_atomic("hidden-states/pod-0/00000009-p1-t102.safetensors", b"half a shard")
+    whole = store.read("hidden-states/pod-0/00000002-p1-t102.safetensors")
+    store.write_atomic("hidden-states/pod-0/00000002-p1-t102.safetensors", whole[:-100])
+    window = session(step_settings)
+    store.remove("hidden-states/pod-0/00000001-p1-t102.safetensors")
+    assert train_window(window, StopFlag(), lambda _message: None) is WindowEnd.DONE
+    window.close()
+
+
+def test_a_lost_checkpoint_falls_back_to_the_newest_revision(
+    settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=32)
+    for _ in range(3):
+        train(replace(settings, config=replace(settings.config, learning_rate=1e-2)), micro_steps=20)
+    newest = published_revisions(store)[-1]
+    store.remove("checkpoints")
+    train(settings, micro_steps=4)
+    assert latest_progress(store).parent == newest.revision
+    assert latest_progress(store).trained_tokens > newest.trained_tokens
+
+
+def _target(settings: TrainerSettings) -> Path:
+    return Path(settings.config.target_model)
+
+
+def _store(settings: TrainerSettings) -> Store:
+    return open_store(settings.job_store_url)

@@ -53,9 +53,11 @@ def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor as integers: sums of floats would depend on their order."""
-    kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return tensor.detach().contiguous().view(-1).view(kind)
+    """The bytes of a tensor as integers, of eight bytes where they fit: sums of floats would depend on their order."""
+    flat = tensor.detach().contiguous().view(-1)
+    if flat.numel() * flat.element_size() % 8 == 0 and flat.data_ptr() % 8 == 0:
+        return flat.view(torch.int64)
+    return flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
 
 
 def _full_sum(flat: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ The calls that begin with `tlt_` are served by methods that the general plugin a
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -54,6 +55,9 @@ class Engine(Protocol):
     async def forget_prefixes(self) -> None:
         """Drops every cached key and value, those of frozen requests too; they are computed again."""
 
+    async def close_weight_session(self) -> None:
+        """Ends a weight update that will not be finished; fine when there is none."""
+
     async def sleep(self) -> None:
         """Gives the accelerator's memory back (vLLM's sleep level 1)."""
 
@@ -100,6 +104,11 @@ class VllmEngine:
     async def forget_prefixes(self) -> None:
         """Drops every cached key and value."""
         await self._client.reset_prefix_cache(reset_running_requests=True)
+
+    async def close_weight_session(self) -> None:
+        """Ends it; vLLM has no other way than to finish, and closes a session itself when a part of it failed."""
+        with contextlib.suppress(Exception):
+            await self._client.finish_weight_update()
 
     async def sleep(self) -> None:
         """Gives the accelerator's memory back."""

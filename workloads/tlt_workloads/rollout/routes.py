@@ -24,6 +24,7 @@ from tlt_workloads.rollout.lease import NotHolderError
 from tlt_workloads.rollout.locations import OutsideStoreError
 from tlt_workloads.rollout.pod import RefusedError
 from tlt_workloads.rollout.speculation import SpeculationRefusedError
+from tlt_workloads.store import StoreError
 
 logger = logging.getLogger("vllm.tlt")
 
@@ -52,7 +53,7 @@ def control(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
             return await handler(request, rollout)
         except UnauthorizedError as error:
             return failure(401, "Unauthorized", str(error))
-        except (BadRequestError, contract.ContractError, SpeculationRefusedError) as error:
+        except (BadRequestError, contract.ContractError, SpeculationRefusedError, StoreError) as error:
             return failure(400, "BadRequest", str(error))
         except RefusedError as error:
             return failure(409, error.reason, str(error))

@@ -21,6 +21,7 @@ logger = logging.getLogger("vllm.tlt")
 
 STAGE_POLL = 0.02  # seconds between two questions whether the workers have read a drafter
 STAGE_LIMIT = 300.0  # seconds after which reading counts as failed
+SESSION_LIMIT = 900.0  # seconds without a word from the learner after which its half-sent policy is given up
 
 
 class Updates:
@@ -32,6 +33,8 @@ class Updates:
         self._loading = asyncio.Lock()
         self._policy_session = False
         self._paused_for_update = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._giving_up: asyncio.Task[None] | None = None
         self._on_new_drafter = on_new_drafter
         self._gap = longest_gap
 
@@ -44,6 +47,7 @@ class Updates:
         async with self._turn:
             opened = not self._policy_session
             self._policy_session = True
+            self._be_patient()
             self._pod.set_updating(True)
             try:
                 if opened and not self._pod.activity.paused:
@@ -57,11 +61,12 @@ class Updates:
 
     @contextlib.asynccontextmanager
     async def receiving_policy(self) -> AsyncIterator[None]:
-        """Around one part of the policy's weights; vLLM closes its session when a part fails."""
+        """Around one part of the policy's weights; a part that fails ends the update, as in vLLM."""
+        self._be_patient()
         try:
             yield
         except BaseException:
-            await self._close_policy_session()
+            await self._give_up_policy()
             raise
 
     @contextlib.asynccontextmanager
@@ -76,7 +81,26 @@ class Updates:
         finally:
             await self._close_policy_session()
 
+    def _be_patient(self) -> None:
+        """Starts the time anew after which a silent learner's session is closed."""
+        if self._patience is not None:
+            self._patience.cancel()
+        self._patience = asyncio.get_running_loop().call_later(SESSION_LIMIT, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        logger.warning("policy update given up: nothing heard of it for %.0f s", SESSION_LIMIT)
+        self._giving_up = asyncio.ensure_future(self._give_up_policy())
+
+    async def _give_up_policy(self) -> None:
+        try:
+            await self._pod.engine.close_weight_session()
+        finally:
+            await self._close_policy_session()
+
     async def _close_policy_session(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
         self._policy_session = False
         if self._paused_for_update:
             self._paused_for_update = False

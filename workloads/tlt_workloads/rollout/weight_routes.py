@@ -9,11 +9,13 @@ everybody but the learner and the gateway away from them.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
+from safetensors import SafetensorError, safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferUpdatePayload
 from vllm.entrypoints.rl.online import api_router as vllm_routes
 from vllm.entrypoints.serve.dev.cache import api_router as vllm_cache_routes
@@ -22,6 +24,7 @@ from vllm.v1.engine import PauseMode
 
 from tlt_workloads.rollout.assembly import Rollout
 from tlt_workloads.rollout.auth import UnauthorizedError
+from tlt_workloads.rollout.locations import JobFolder, OutsideStoreError
 
 PROTECT_VARIABLE = "TLT_PROTECT_WEIGHT_ROUTES"
 
@@ -39,6 +42,22 @@ def permitted(request: Request) -> Rollout:
 
 Permitted = Annotated[Rollout, Depends(permitted)]
 router = APIRouter()
+
+
+def check_policy_file(update_info: dict[str, Any], job_folder: JobFolder) -> None:
+    """Refuses a file that the workers would refuse, with an answer that says why.
+
+    Raises:
+        HTTPException: 400, the path is outside the job's folder or no safetensors file.
+    """
+    path = update_info.get("path")
+    if not isinstance(path, str):
+        return
+    try:
+        with safe_open(job_folder.resolve(path), "pt"):
+            pass
+    except (OutsideStoreError, OSError, SafetensorError) as error:
+        raise HTTPException(status_code=400, detail=f"update_info.path: {error}") from error
 
 
 @router.post("/init_weight_transfer_engine")
@@ -64,6 +83,8 @@ async def update_weights(
 ) -> JSONResponse:
     """Some of the policy's weights."""
     async with rollout.updates.receiving_policy():
+        for part in update_info if isinstance(update_info, list) else [update_info]:
+            await asyncio.to_thread(check_policy_file, part, rollout.job_folder)
         answer: JSONResponse = await vllm_routes.update_weights(request, update_info)
     return answer
 

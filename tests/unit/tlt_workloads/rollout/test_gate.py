@@ -25,7 +25,9 @@ def scope(path: str = "/v1/completions", method: str = "POST", root_path: str = 
     return {"type": "http", "method": method, "path": path, "root_path": root_path}
 
 
-async def knock(application: Any, request: dict[str, Any], *, messages: list[dict[str, Any]] | None = None) -> list[Any]:
+async def knock(
+    application: Any, request: dict[str, Any], *, messages: list[dict[str, Any]] | None = None
+) -> list[Any]:
     doorkeeper = Doorkeeper()
     incoming = iter(messages or [{"type": "http.request", "body": b"", "more_body": False}])
 
@@ -63,7 +65,9 @@ async def test_a_path_prefix_of_the_server_does_not_hide_a_request() -> None:
     assert "admit" in await knock(answer, scope("/prefix/v1/completions", root_path="/prefix"))
 
 
-@pytest.mark.parametrize(("path", "method"), [("/health", "GET"), ("/v1/models", "GET"), ("/metrics", "GET"), ("/resume", "POST")])
+@pytest.mark.parametrize(
+    ("path", "method"), [("/health", "GET"), ("/v1/models", "GET"), ("/metrics", "GET"), ("/resume", "POST")]
+)
 async def test_other_requests_do_not_count(path: str, method: str) -> None:
     assert await knock(answer, scope(path, method)) == ["engine"]
 

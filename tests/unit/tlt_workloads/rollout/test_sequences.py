@@ -136,7 +136,9 @@ def test_a_missing_step_is_noticed_behind_rejected_drafts() -> None:
         table,
         step(("a", 0, [10, 11, 12], [20], False), new={"a": request()}),
         step(("a", 3, [20, 91, 92, 93], [21], False)),
-        step(("a", 6, [23], [24], False)),  # between them 21 and 22 were fed and dropped; rows reach up to here all the same
+        step(
+            ("a", 6, [23], [24], False)
+        ),  # between them 21 and 22 were fed and dropped; rows reach up to here all the same
     )
     assert table.close("a") is None
 

@@ -23,14 +23,19 @@ def test_the_loop_gets_the_flags_that_it_needs() -> None:
     line = arguments("--speculative-tokens", "2")
     assert json.loads(value(line, "--weight-transfer-config")) == {"backend": "tlt"}
     speculative = json.loads(value(line, "--speculative-config"))
-    assert (speculative["method"], speculative["model"], speculative["num_speculative_tokens"]) == ("eagle3", "/drafter", 2)
+    assert (speculative["method"], speculative["model"], speculative["num_speculative_tokens"]) == (
+        "eagle3",
+        "/drafter",
+        2,
+    )
     assert value(line, "--logprobs-mode") == "processed_logprobs"
     assert value(line, "--api-server-count") == "1"
     assert value(line, "--dtype") == "float32"
 
 
 @pytest.mark.parametrize(
-    "given", [("--dtype", "bfloat16"), ("--dtype=bfloat16",), ("--max_logprobs", "5"), ("--weight-transfer-config", "{}")]
+    "given",
+    [("--dtype", "bfloat16"), ("--dtype=bfloat16",), ("--max_logprobs", "5"), ("--weight-transfer-config", "{}")],
 )
 def test_what_the_caller_says_is_left_alone(given: tuple[str, ...]) -> None:
     line = arguments(*given)
@@ -51,7 +56,12 @@ def test_a_plain_server_has_no_drafter() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [({"avx2", "avx512f"}, "float32"), ({"avx512f", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"), (set(), "float32")],
+    [
+        ({"avx2", "avx512f"}, "float32"),
+        ({"avx512f", "avx512_bf16"}, "bfloat16"),
+        ({"amx_bf16"}, "bfloat16"),
+        (set(), "float32"),
+    ],
 )
 def test_the_element_type_follows_the_processor(flags: set[str], expected: str) -> None:
     assert element_type_for(frozenset(flags)) == expected
@@ -61,7 +71,10 @@ def test_the_plugin_is_named_beside_others(tmp_path: Path) -> None:
     environment = {"VLLM_PLUGINS": "lora_filesystem_resolver", "HOME": str(tmp_path)}
     wanted = environment_for(environment, scratch=tmp_path, on_cpu=False)
     assert wanted["VLLM_PLUGINS"] == "lora_filesystem_resolver,tlt"
-    assert environment_for(wanted | {"HOME": str(tmp_path)}, scratch=tmp_path, on_cpu=False)["VLLM_PLUGINS"].count("tlt") == 1
+    assert (
+        environment_for(wanted | {"HOME": str(tmp_path)}, scratch=tmp_path, on_cpu=False)["VLLM_PLUGINS"].count("tlt")
+        == 1
+    )
 
 
 def test_with_a_read_only_home_caches_go_to_the_scratch_folder(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""One real server for all tests of this folder: a tiny model in float32, so that equal means equal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.support.rollout_server import JOB, RolloutServer, rollout_server
+from tests.support.tiny_model import build_tiny_model
+
+PROMPTS = [[1, 5 + number, 9, 13] for number in range(8)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def running_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutServer]:
+    folder = tmp_path_factory.mktemp("server")
+    flags = ["--skip-tokenizer-init", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16"]
+    with rollout_server(tiny_model, *flags, "--draft-vocab-size", "32", folder=folder) as server:
+        config = {"job": JOB, "storeUrl": f"file://{server.store}", "idleAfter": 0.2}
+        status, answer = server.call("POST", "/tlt/v1/config", config)
+        assert status == 200, answer
+        yield server
+
+
+@pytest.fixture
+def server(running_server: RolloutServer) -> RolloutServer:
+    """Idle, with no lease and drafting three tokens."""
+    state = running_server.state()
+    if lease := state["lease"]:
+        running_server.call("DELETE", f"/tlt/v1/lease?holder={lease['holder']}")
+    running_server.call("POST", "/tlt/v1/speculation", {"mode": "Static", "draftLength": 3})
+    running_server.wait_until_idle()
+    return running_server
+
+
+class Reference:
+    """The same model by another hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def greedy(self, prompt: list[int], *, tokens: int) -> list[int]:
+        ids = list(prompt)
+        for _ in range(tokens):
+            ids.append(int(self.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        return ids[len(prompt) :]
+
+    @torch.no_grad()
+    def hidden_states(self, ids: list[int], layers: tuple[int, ...]) -> torch.Tensor:
+        """[tokens, layers + 1, hidden], the last column after the final norm."""
+        output = self.model.model(torch.tensor([ids]), output_hidden_states=True)
+        return torch.stack([*(output.hidden_states[layer][0] for layer in layers), output.last_hidden_state[0]], dim=1)
+
+    @torch.no_grad()
+    def probabilities(self, ids: list[list[int]], *, temperature: float) -> torch.Tensor:
+        """[sequences, vocabulary] of the next token."""
+        logits: Any = self.model(torch.tensor(ids)).logits[:, -1]
+        return torch.softmax(logits / temperature, dim=-1)
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_model: Path) -> Reference:
+    return Reference(tiny_model)

@@ -1,0 +1,189 @@
+"""Weight updates in order: one at a time, the policy first, nothing half open."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.unit.tlt_workloads.rollout.test_pod import make_pod
+from tlt_workloads.contract import DrafterLoad
+from tlt_workloads.rollout.engine import DrafterRefusedError, Swap
+from tlt_workloads.rollout.pod import RefusedError, RolloutPod
+from tlt_workloads.rollout.updates import GapWatch, Updates
+
+LOAD = DrafterLoad(revision="r1", url="file:///store/r1", sha256="0" * 64)
+
+
+class Engine:
+    """Writes down what happens, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.refusal: DrafterRefusedError | None = None
+        self.staged = asyncio.Event()
+        self.staged.set()
+
+    def unfinished_requests(self) -> int:
+        return 0
+
+    async def pause(self) -> None:
+        self.calls.append("pause")
+
+    async def resume(self) -> None:
+        self.calls.append("resume")
+
+    async def forget_prefixes(self) -> None:
+        self.calls.append("forget")
+
+    async def set_policy_version(self, version: int) -> None:
+        self.calls.append(("version", version))
+
+    async def close_weight_session(self) -> None:
+        self.calls.append("close")
+
+    async def stage_drafter(self, *, path: str, sha256: str) -> None:
+        self.calls.append("stage")
+
+    async def drafter_staged(self) -> bool:
+        await self.staged.wait()
+        if self.refusal:
+            raise self.refusal
+        return True
+
+    async def apply_drafter(self) -> Swap:
+        self.calls.append("apply")
+        return Swap(stall=0.01, checksum_before="c", checksum_after="c")
+
+
+def make() -> tuple[RolloutPod, Engine, Updates]:
+    pod, engine = make_pod(), Engine()
+    pod.engine = engine  # type: ignore[assignment]  # what these tests need of it
+    gap = GapWatch(start=lambda: None, stop=lambda: 0.05, settle=0)
+    return pod, engine, Updates(pod, on_new_drafter=lambda: engine.calls.append("new"), longest_gap=gap)
+
+
+async def test_a_policy_update_freezes_numbers_forgets_and_goes_on() -> None:
+    pod, engine, updates = make()
+    async with updates.starting_policy():
+        engine.calls.append("start")
+    assert pod.facts().updating
+    async with updates.receiving_policy():
+        engine.calls.append("receive")
+    async with updates.finishing_policy() as number:
+        engine.calls.append(("finish", number))
+    assert engine.calls == ["pause", "start", "receive", ("finish", 1), ("version", 1), "forget", "resume"]
+    assert (pod.facts().policy_version, pod.facts().updating) == (1, False)
+
+
+async def test_a_learner_that_paused_itself_resumes_itself() -> None:
+    pod, engine, updates = make()
+    pod.set_paused(True)
+    async with updates.starting_policy():
+        pass
+    async with updates.finishing_policy():
+        pass
+    assert "pause" not in engine.calls
+    assert "resume" not in engine.calls
+
+
+async def test_a_part_that_fails_ends_the_update() -> None:
+    pod, engine, updates = make()
+    async with updates.starting_policy():
+        pass
+    with pytest.raises(RuntimeError):
+        async with updates.receiving_policy():
+            raise RuntimeError("broken file")
+    assert engine.calls == ["pause", "close", "resume"]
+    assert (pod.facts().policy_version, pod.facts().updating) == (0, False)
+
+
+async def test_a_start_that_fails_leaves_nothing_open() -> None:
+    pod, engine, updates = make()
+    with pytest.raises(RuntimeError):
+        async with updates.starting_policy():
+            raise RuntimeError("no engine")
+    assert engine.calls == ["pause", "resume"]
+    assert not pod.facts().updating
+
+
+async def test_a_finish_that_fails_does_not_count() -> None:
+    pod, engine, updates = make()
+    async with updates.starting_policy():
+        pass
+    with pytest.raises(RuntimeError):
+        async with updates.finishing_policy():
+            raise RuntimeError("no session")
+    assert pod.facts().policy_version == 0
+    assert engine.calls == ["pause", "resume"]
+
+
+async def test_a_silent_learner_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlt_workloads.rollout.updates.SESSION_LIMIT", 0.01)
+    pod, engine, updates = make()
+    async with updates.starting_policy():
+        pass
+    await asyncio.wait_for(engine_called(engine, "resume"), timeout=5)
+    assert engine.calls == ["pause", "close", "resume"]
+    assert not pod.facts().updating
+
+
+async def test_a_drafter_is_staged_then_applied() -> None:
+    pod, engine, updates = make()
+    loaded = await updates.load_drafter(LOAD, path="/store/r1")
+    assert engine.calls == ["stage", "apply", "new"]
+    assert (loaded.revision, loaded.stall) == ("r1", 0.01)
+    facts = pod.facts()
+    assert (facts.drafter_revision, facts.drafter_digest, facts.swap_stall) == ("r1", "0" * 64, 0.05)
+    assert not facts.updating
+
+
+async def test_a_refused_drafter_changes_nothing() -> None:
+    pod, engine, updates = make()
+    engine.refusal = DrafterRefusedError("TensorRefused", "fc.weight: missing")
+    with pytest.raises(DrafterRefusedError):
+        await updates.load_drafter(LOAD, path="/store/r1")
+    assert engine.calls == ["stage"]
+    assert pod.facts().drafter_revision is None
+
+
+async def test_a_drafter_waits_outside_while_a_policy_arrives() -> None:
+    _, engine, updates = make()
+    async with updates.starting_policy():
+        pass
+    with pytest.raises(RefusedError) as caught:
+        await updates.load_drafter(LOAD, path="/store/r1")
+    assert caught.value.reason == "PolicyUpdate"
+    assert "stage" not in engine.calls
+
+
+async def test_a_policy_that_begins_while_a_drafter_is_read_wins() -> None:
+    _, engine, updates = make()
+    engine.staged.clear()
+    load = asyncio.ensure_future(updates.load_drafter(LOAD, path="/store/r1"))
+    await asyncio.wait_for(engine_called(engine, "stage"), timeout=5)
+    async with updates.starting_policy():
+        pass
+    engine.staged.set()
+    with pytest.raises(RefusedError) as caught:
+        await load
+    assert caught.value.reason == "PolicyUpdate"
+    assert "apply" not in engine.calls
+
+
+async def test_two_drafters_do_not_mix() -> None:
+    _, engine, updates = make()
+    engine.staged.clear()
+    first = asyncio.ensure_future(updates.load_drafter(LOAD, path="/store/r1"))
+    await asyncio.wait_for(engine_called(engine, "stage"), timeout=5)
+    with pytest.raises(RefusedError) as caught:
+        await updates.load_drafter(LOAD, path="/store/r2")
+    assert caught.value.reason == "Loading"
+    engine.staged.set()
+    await first
+
+
+async def engine_called(engine: Engine, call: str) -> None:
+    while call not in engine.calls:
+        await asyncio.sleep(0)

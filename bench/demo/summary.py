@@ -62,7 +62,7 @@ def intervals(recording: Recording, pod: str) -> list[Interval]:
         (event for event in recording.events if event["kind"] == "worker" and event["pod"] == pod),
         key=lambda event: float(event["at"]),
     )
-    ends = [*(float(event["at"]) for event in changes[1:]), recording.ended]
+    ends = [*(float(event["at"]) for event in changes), recording.ended][1:]
     return [
         Interval(str(event["to"]), float(event["at"]), end)
         for event, end in zip(changes, ends, strict=True)

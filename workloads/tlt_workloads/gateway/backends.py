@@ -162,7 +162,9 @@ class Backends:
     async def _version(self, address: str) -> str | None:
         """The policy that a pod says it has; None when it cannot say."""
         try:
-            answer = await self._pods.request("GET", address, "/weight_info", limit=self._settings.probe_timeout)
+            answer = await self._pods.request(
+                "GET", address, "/weight_info", headers=self._token_header(), limit=self._settings.probe_timeout
+            )
         except PodUnreachableError:
             return None
         data = answer.json() if answer.status == 200 else None
@@ -178,9 +180,14 @@ class Backends:
         if policy.init_info is not None:
             steps.insert(0, ("/init_weight_transfer_engine", {"init_info": policy.init_info}))
         for path, body in steps:
-            answer = await self._pods.request("POST", address, path, body=body)
+            answer = await self._pods.request("POST", address, path, body=body, headers=self._token_header())
             if answer.status != 200:
                 raise PodRefusedError(address, path, status=answer.status, message=answer.message)
+
+    def _token_header(self) -> dict[str, str]:
+        """Pods may protect their weights with the job's token."""
+        token = self._settings.token()
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _forget_the_lost(self) -> None:
         now = asyncio.get_running_loop().time()

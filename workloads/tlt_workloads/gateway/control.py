@@ -96,29 +96,34 @@ class Control:
             offset = info["rank_offset"]
             if not isinstance(offset, int):
                 raise InvalidRequestError("init_info.rank_offset: expected a whole number", parameter="init_info")
-            for address, size in (await self._world_sizes(ControlCall())).items():
+            for address, size in (await self._world_sizes(ControlCall(headers=call.headers))).items():
                 bodies[address] = {**call.body, "init_info": {**info, "rank_offset": offset}}
                 offset += size
-        return await self._send("/init_weight_transfer_engine", bodies)
+        return await self._send("/init_weight_transfer_engine", call, bodies)
 
     async def start_update(self, call: ControlCall) -> Any:
         """Begins a policy update on every pod that answers, those that wait for a policy included."""
         async with self._backends.policy_change:  # a pod that catches up does so first
             members = self._backends.healthy()
             self._ledger.start(members)
-        return await self._update_step("/start_weight_update", call.body)
+        return await self._update_step("/start_weight_update", call, call.body)
 
     async def update(self, call: ControlCall) -> Any:
         """Tells the pods of the update where the weights are."""
-        info = _object(call, "update_info")
+        info = call.body.get("update_info")
+        given = info if isinstance(info, list) else [info]
+        parts = [part for part in given if isinstance(part, dict)]
+        if not parts or len(parts) != len(given):
+            raise InvalidRequestError("update_info: expected an object or a list of them", parameter="update_info")
         self._members()
-        self._ledger.stage(info)
-        return await self._update_step("/update_weights", call.body)
+        for part in parts:
+            self._ledger.stage(part)
+        return await self._update_step("/update_weights", call, call.body)
 
     async def finish_update(self, call: ControlCall) -> Any:
         """Ends the update; the policy gets a version here when the learner gave none."""
         version = str(call.body.get("weight_version") or self._ledger.next_version())
-        answer = await self._update_step("/finish_weight_update", {**call.body, "weight_version": version})
+        answer = await self._update_step("/finish_weight_update", call, {**call.body, "weight_version": version})
         members = self._members()
         self._ledger.finish(version)
         self._backends.admit(members)
@@ -127,20 +132,20 @@ class Control:
     async def reset_prefix_cache(self, call: ControlCall) -> Any:
         """Whether every pod could reset."""
         bodies = dict.fromkeys(self._backends.healthy())
-        answers = await self._gather("POST", "/reset_prefix_cache", bodies, query=call.query)
+        answers = await self._gather("POST", "/reset_prefix_cache", call, bodies)
         return {"success": all(_data(answer).get("success", True) for answer in answers)}
 
     async def pause(self, call: ControlCall) -> Any:
         """Pauses all pods; those that join later wait for the end of the pause."""
         if call.query.get("mode", "abort") == "abort":
             self._exchange.aborts_wanted += 1
-        answer = await self._send("/pause", dict.fromkeys(self._backends.healthy()), query=call.query)
+        answer = await self._send("/pause", call, dict.fromkeys(self._backends.healthy()))
         self._ledger.paused = True
         return answer
 
-    async def resume(self, _call: ControlCall) -> Any:
+    async def resume(self, call: ControlCall) -> Any:
         """Ends the pause."""
-        answer = await self._send("/resume", dict.fromkeys(self._backends.healthy()))
+        answer = await self._send("/resume", call, dict.fromkeys(self._backends.healthy()))
         self._ledger.paused = False
         return answer
 
@@ -150,9 +155,9 @@ class Control:
             raise PodsDisagreeError("no weight update is open: call /start_weight_update first")
         return [address for address in self._backends.healthy() if address in session.members]
 
-    async def _update_step(self, path: str, body: Mapping[str, Any]) -> Any:
+    async def _update_step(self, path: str, call: ControlCall, body: Mapping[str, Any]) -> Any:
         try:
-            return await self._send(path, dict.fromkeys(self._members(), body))
+            return await self._send(path, call, dict.fromkeys(self._members(), body))
         except GatewayError:
             self._ledger.abandon()
             raise
@@ -162,21 +167,13 @@ class Control:
         return {answer.address: int(_data(answer).get("world_size", 1)) for answer in answers}
 
     async def _read(self, path: str, call: ControlCall) -> list[PodAnswer]:
-        bodies = dict.fromkeys(self._backends.healthy())
-        return await self._gather("GET", path, bodies, query=call.query, headers=call.headers, limit=READ_SECONDS)
+        return await self._gather("GET", path, call, dict.fromkeys(self._backends.healthy()), limit=READ_SECONDS)
 
-    async def _send(self, path: str, bodies: Mapping[str, Any], *, query: Mapping[str, str] | None = None) -> Any:
-        return (await self._gather("POST", path, bodies, query=query))[0].json()
+    async def _send(self, path: str, call: ControlCall, bodies: Mapping[str, Any]) -> Any:
+        return (await self._gather("POST", path, call, bodies))[0].json()
 
     async def _gather(
-        self,
-        method: str,
-        path: str,
-        bodies: Mapping[str, Any],
-        *,
-        query: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        limit: float | None = None,
+        self, method: str, path: str, call: ControlCall, bodies: Mapping[str, Any], *, limit: float | None = None
     ) -> list[PodAnswer]:
         """Calls all pods at once; at least one answer, all of status 200.
 
@@ -188,7 +185,7 @@ class Control:
         if not bodies:
             raise NoPodError(f"{path}: no rollout pod is ready")
         calls = (
-            self._pods.request(method, address, path, body=body, query=query, headers=headers, limit=limit)
+            self._pods.request(method, address, path, body=body, query=call.query, headers=call.headers, limit=limit)
             for address, body in bodies.items()
         )
         results = await asyncio.gather(*calls, return_exceptions=True)

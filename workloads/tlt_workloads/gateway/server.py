@@ -36,7 +36,7 @@ STALE_AFTER = 60.0  # s without a pass over the pods
 POD_STATUSES = frozenset({429, 500, 502, 503, 504})
 # Any one pod serves these, as they are.
 ONE_POD_ROUTES = ("/v1/chat/completions", "/v1/chat/completions/render", "/tokenize", "/detokenize")
-PASSED_HEADERS = ("Authorization",)  # vLLM's own API key
+PASSED_HEADERS = ("Authorization",)  # vLLM's own API key, or the job's token where pods protect their weights
 
 CONTROL_ROUTES: tuple[tuple[str, str, Callable[[Control, ControlCall], Awaitable[Any]]], ...] = (
     ("GET", "/health", Control.health),
@@ -226,13 +226,10 @@ class Gateway:
         return web.json_response(contract.encode(self.view()))
 
     def _is_authorised(self, request: web.Request) -> bool:
-        """Reads the token anew each time, since the cluster may rotate it; without a token nobody gets in."""
-        try:
-            token = self._settings.token_file.read_text().strip()
-        except OSError:
-            return False
+        """Without a token to compare with nobody gets in."""
+        token = self._settings.token()
         given = request.headers.get("Authorization", "")
-        return bool(token) and hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+        return token is not None and hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         age = asyncio.get_running_loop().time() - self._backends.last_pass
@@ -249,8 +246,7 @@ async def _answer_errors(
     try:
         return await handler(request)
     except GatewayError as failure:
-        log = logger.warning if failure.status < 500 else logger.error
-        log("%s %s: %s", request.method, request.path, failure.message)
+        logger.warning("%s %s: %s", request.method, request.path, failure.message)
         return web.json_response(failure.body(), status=failure.status)
 
 

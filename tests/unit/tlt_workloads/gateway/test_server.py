@@ -236,6 +236,36 @@ async def test_a_refused_update_names_the_pod(gateway: RunningGateway, pods: lis
     assert (await gateway.state()).policy_version == 0
 
 
+async def test_an_update_in_parts_reaches_every_pod_and_cannot_be_repeated(
+    start_gateway: StartGateway, pods: list[FakePod]
+) -> None:
+    await pods[1].stop()
+    async with start_gateway() as gateway:
+        await gateway.serving(1)
+        parts = {"update_info": [FILE_UPDATE["update_info"], FILE_UPDATE["update_info"]]}
+        await gateway.post("/start_weight_update", {})
+        assert (await gateway.post("/update_weights", parts))[0] == 200
+        assert (await gateway.post("/finish_weight_update", {}))[0] == 200
+        assert pods[0].called("/update_weights") == [parts]
+        await pods[1].start()
+        await eventually_async(lambda: pods[1].tally()["/weight_info"] > 1)
+        await gateway.serving(1)  # the late pod cannot be given the policy, so it waits for the next
+
+
+@pytest.mark.parametrize("info", [None, "a path", [], ["a path"]])
+async def test_an_update_of_another_shape_names_its_field(gateway: RunningGateway, info: Any) -> None:
+    await gateway.post("/start_weight_update", {})
+    status, answer = await gateway.post("/update_weights", {"update_info": info})
+    assert (status, answer["error"]["param"]) == (400, "update_info")
+
+
+async def test_a_learners_key_reaches_the_pods(gateway: RunningGateway, pods: list[FakePod]) -> None:
+    headers = {"Authorization": "Bearer key"}
+    async with gateway.session.post(gateway.url + "/v1/completions", json=batch(2), headers=headers) as response:
+        assert response.status == 200
+    assert [pod.completions[0]["headers"]["Authorization"] for pod in pods] == ["Bearer key", "Bearer key"]
+
+
 async def test_an_update_without_a_start_is_refused(gateway: RunningGateway) -> None:
     status, answer = await gateway.post("/update_weights", FILE_UPDATE)
     assert status == 409

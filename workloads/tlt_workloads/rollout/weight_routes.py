@@ -159,6 +159,12 @@ async def reset_prefix_cache(
 async def server_info(
     request: Request, rollout: Permitted, config_format: Annotated[Literal["text", "json"], Query()] = "text"
 ) -> JSONResponse:
-    """The server's configuration, by which a learner recognises that it can send weights."""
-    answer: JSONResponse = await vllm_info_routes.show_server_info(request, config_format)
-    return answer
+    """The server's configuration, by which a learner recognises that it can send weights.
+
+    Without vLLM's survey of the host: it runs a dozen programs, and fails where neither pip nor uv is installed.
+    """
+    config = request.app.state.vllm_config
+    if config_format == "text":
+        return JSONResponse({"vllm_config": str(config)})
+    tree = vllm_info_routes.PydanticVllmConfig.dump_python(config, mode="json", fallback=str)
+    return JSONResponse({"vllm_config": tree})

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from devcluster import layers
 from devcluster.errors import DevclusterError, RefusalError
 from devcluster.progress import Progress
 
@@ -34,6 +35,8 @@ class Source:
     """Bytes, for the expected time."""
     export: tuple[str, ...]
     """Writes a docker-archive to standard output."""
+    tool: str = ""
+    """In whose storage it lies; empty for a file."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Runtime:
 
     command: str
     socket: Path
+    blobs: Path
+    """Where containerd keeps layers, one file per digest."""
 
     def call(self, *arguments: str) -> str:
         """Run ``ctr`` among the images and containers that the kubelet sees.
@@ -124,11 +129,16 @@ def load(runtime: Runtime, image: str, *, say: Callable[[str], None]) -> bool:
         DevclusterError: export or import failed.
     """
     source = find(image)
-    if holds(runtime.images(), source):
+    known = runtime.images()
+    if holds(known, source):
         say(f"  {source.name}: the node has it already")
         return False
-    with Progress() as progress, progress.job(source.name, expected_seconds=2 + source.size / BYTES_PER_SECOND):
-        _pipe(source.export, runtime.line("images", "import", "-"))
+    receive = runtime.line("images", "import", "-")
+    if source.tool == layers.TOOL and source.name in known:  # most of it is there: an earlier build of the same image
+        layers.send_missing(source.name, held=runtime.blobs, receive=receive)
+    else:
+        with Progress() as progress, progress.job(source.name, expected_seconds=2 + source.size / BYTES_PER_SECOND):
+            _pipe(source.export, receive)
     known = runtime.images()
     if not holds(known, source):
         raise DevclusterError(f"{source.name} was imported, but the node does not list sha256:{source.identity}")
@@ -157,7 +167,7 @@ def find(image: str) -> Source:
             name = image if tool != "docker" else qualified(image)
             stored = qualified(name) if "/" in name else f"localhost/{qualified(name).rsplit('/', 1)[1]}"
             command = tuple(word.format(image=image, name=stored) for word in export)
-            return Source(stored, identity.removeprefix("sha256:"), size_in_bytes(size), command)
+            return Source(stored, identity.removeprefix("sha256:"), size_in_bytes(size), command, tool)
     raise RefusalError(
         f"no image {image!r} in the storage of {', '.join(asked) or 'buildah, podman or docker (none installed)'}, "
         "and no file of that name",

@@ -157,7 +157,7 @@ def runtime(settings: Settings) -> images.Runtime:
     Raises:
         DevclusterError: it does not run.
     """
-    node = images.Runtime(_locator(settings)("ctr"), settings.containerd_socket)
+    node = images.Runtime(_locator(settings)("ctr"), settings.containerd_socket, settings.containerd_blobs)
     if not node.answers():
         raise DevclusterError("the node does not run; `python3 -m devcluster up` starts it")
     return node
@@ -201,7 +201,7 @@ def _start_all(settings: Settings) -> list[str]:
     started.ensure(components.etcd(settings, locate))
     started.ensure(components.apiserver(settings, locate, port=port))
     if is_node:
-        node = images.Runtime(locate("ctr"), settings.containerd_socket)
+        node = images.Runtime(locate("ctr"), settings.containerd_socket, settings.containerd_blobs)
         started.wait("containerd", node.answers)
         if is_first:
             images.clear_containers(node)
@@ -324,7 +324,7 @@ def _offer_volumes(settings: Settings, client: Api) -> None:
 def _end_containers(settings: Settings) -> None:
     """End the pods, and let a living containerd forget them, so that their layers do not stay on disk."""
     processes.end(cgroups.members(settings))
-    node = images.Runtime(_locator(settings)("ctr"), settings.containerd_socket)
+    node = images.Runtime(_locator(settings)("ctr"), settings.containerd_socket, settings.containerd_blobs)
     if Path(node.command).exists() and node.answers():
         try:
             images.clear_containers(node)

@@ -128,6 +128,11 @@ class Settings:
         return self.cache / "containerd"
 
     @property
+    def containerd_blobs(self) -> Path:
+        """One file per layer, configuration and manifest of the node's images, named by digest."""
+        return self.containerd_root / "io.containerd.content.v1.content" / "blobs" / "sha256"
+
+    @property
     def binaries(self) -> Path:
         return self.cache / "bin"
 

@@ -92,6 +92,7 @@ def _pod_spec(job: Job, rollout: Pod, *, settings: Settings) -> Manifest:
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": "control"}, "periodSeconds": 2, "timeoutSeconds": 5},
         "resources": _resources(job, rollout, settings=settings),
         "securityContext": dict(CONTAINER_SECURITY),
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # what it died of shows in the job's condition
         "volumeMounts": mounts,
     }
     if job.spec.store.secret_ref is not None:

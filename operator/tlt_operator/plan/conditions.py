@@ -214,7 +214,8 @@ def _first_trouble(
         error = window_error(trainer)
         if error is not None:
             return Reason.TRAINER_FAILED, f"The last window of trainer pod {trainer.pod.name} failed: {error}"
-        if trainer.pod.trouble is not None and not trainer.pod.deleting and trainer.state is None:
+        slow = trainer.known_for > snapshot.limits.silence and trainer.state is None
+        if slow and trainer.pod.trouble is not None and not trainer.pod.deleting:
             return Reason.TRAINER_FAILED, f"Trainer pod {trainer.pod.name} does not start: {trainer.pod.trouble}"
     if rollout.refusals and rollout.wanted is not None:
         pod, why = next(iter(rollout.refusals.items()))

@@ -18,8 +18,9 @@ from tlt_operator.plan.conditions import (
     phase_of,
     rollout_ready,
 )
+from tlt_operator.plan.generation import lendable, observe_generation
 from tlt_operator.plan.ledger import CountedLease, Ledger, account
-from tlt_operator.plan.lending import LeaseTerms, Lending, decide_leases, lendable, window_phase
+from tlt_operator.plan.lending import Knowledge, LeaseTerms, Lending, decide_leases
 from tlt_operator.plan.revisions import Rollout, decide_revisions
 from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
 from tlt_operator.plan.tokens import TokenMemory, count_tokens
@@ -100,13 +101,12 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
     """The whole decision of one pass over one job."""
     workers = classify_all(snapshot)
     available, tokens = count_tokens(snapshot, memory.tokens)
+    generation = observe_generation(snapshot, workers)
     windows, closed = advance(
-        memory.windows,
-        lendable(snapshot, workers),
-        phase=window_phase(snapshot, workers),
-        now=snapshot.now,
+        memory.windows, lendable(snapshot, workers, generation), phase=generation.phase, now=snapshot.now
     )
-    lending = decide_leases(snapshot, workers, history=windows, available_tokens=available, terms=terms)
+    known = Knowledge(workers=workers, generation=generation, history=windows, available_tokens=available, terms=terms)
+    lending = decide_leases(snapshot, known)
     rollout = decide_revisions(snapshot, workers)
     ledger, ended = account(memory.ledger, snapshot)
     conditions = (

@@ -17,7 +17,7 @@ from tlt_operator.manifests.gateway import gateway_url
 from tlt_operator.plan.actions import Action, GrantLease, action_key
 from tlt_operator.plan.decision import Decision, Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
-from tlt_operator.plan.snapshot import Snapshot
+from tlt_operator.plan.snapshot import Fault, Snapshot
 from tlt_operator.plan.status import job_status, ledger_of
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.answers import cancel
@@ -32,6 +32,7 @@ from tlt_operator.reconcile.status_writer import StatusWriter
 from tlt_workloads.contract import RevokeReason, TrainerPhase
 
 FAREWELL = 3.0  # seconds to take leases back when a job was deleted
+TOKEN_INTERVAL = 15.0  # seconds between two looks at the token while pods refuse it
 FIRST_RETRY = 1.0
 LAST_RETRY = 30.0
 
@@ -54,6 +55,7 @@ class JobLoop:
         self._changed = asyncio.Event()
         self._child_failure: str | None = None
         self._token_known = False
+        self._token_read_at = float("-inf")
         self._memory = Memory(ledger=ledger_of(status))
         self._last: tuple[Snapshot, Decision] | None = None
         self._terms = LeaseTerms(ttl=context.settings.lease_ttl, window=context.settings.lease_window)
@@ -143,6 +145,7 @@ class JobLoop:
         snapshot = self._observer.snapshot(
             self._job, deeds=self._effects, memories=self._performer, child_failure=self._child_failure
         )
+        self._doubt_token(snapshot)
         decision = decide(snapshot, self._memory, terms=self._terms)
         self._memory = decision.memory
         self._last = (snapshot, decision)
@@ -165,6 +168,13 @@ class JobLoop:
             )
         )
         self._context.metrics.reconcile.labels(job=self._job.key).observe(self._clock.steady() - started)
+
+    def _doubt_token(self, snapshot: Snapshot) -> None:
+        """Reads the token again when a pod refuses it: somebody may have changed the Secret."""
+        refused = any(view.fault is Fault.TOKEN_REFUSED for view in snapshot.rollouts)
+        if refused and self._clock.steady() - self._token_read_at > TOKEN_INTERVAL:
+            self._token_read_at = self._clock.steady()
+            self._changed.set()
 
     async def _perform(self, action: Action) -> None:
         await self._performer.perform(action)
@@ -189,7 +199,7 @@ class JobLoop:
             try:
                 if not self._job.deleting:
                     self._pods.token = await ensure_token(self._context.kube, self._job)
-                    self._token_known = True
+                    self._token_known, self._token_read_at = True, self._clock.steady()
                     await ensure_gateway(self._context.kube, self._job, settings=self._context.settings)
                 self._child_failure, retry = None, FIRST_RETRY
             except OperatorError as error:

@@ -7,7 +7,8 @@ import pytest
 from tests.support.snapshots import busy, idle, lent, make_job, make_rollout, make_snapshot, make_state, make_trainer
 from tlt_operator.api.names import Reason
 from tlt_operator.plan.actions import GrantLease, RevokeLease
-from tlt_operator.plan.lending import LeaseTerms, Lending, decide_leases
+from tlt_operator.plan.generation import observe_generation
+from tlt_operator.plan.lending import Knowledge, LeaseTerms, Lending, decide_leases
 from tlt_operator.plan.snapshot import Fault, GatewayView, Snapshot
 from tlt_operator.plan.windows import OpenWindow, WindowHistory, WindowPhase
 from tlt_operator.plan.worker import WorkerState, classify, classify_all
@@ -15,13 +16,15 @@ from tlt_workloads.contract import EndedLease, GatewayState, MemoryMode, RevokeR
 
 
 def decide(snapshot: Snapshot, *, tokens: int = 1000, history: WindowHistory | None = None) -> Lending:
-    return decide_leases(
-        snapshot,
-        classify_all(snapshot),
+    workers = classify_all(snapshot)
+    known = Knowledge(
+        workers=workers,
+        generation=observe_generation(snapshot, workers),
         history=history or WindowHistory(),
         available_tokens=tokens,
         terms=LeaseTerms(ttl=10.0, window=600.0),
     )
+    return decide_leases(snapshot, known)
 
 
 def grants(lending: Lending) -> list[GrantLease]:

@@ -17,6 +17,8 @@ from tlt_operator.manifests.revision import drafter_revision
 from tlt_operator.manifests.token_secret import token_secret
 from tlt_operator.manifests.trainer_pod import trainer_pod
 from tlt_workloads.contract import TrainerConfig, decode
+from tlt_workloads.gateway.settings import read_settings
+from tlt_workloads.trainer.settings import settings_from_environment
 
 SETTINGS = Settings(workloads_image="workloads:1", operator_image="operator:1")
 
@@ -175,3 +177,30 @@ def test_drafter_revision_carries_the_manifest() -> None:
     first = drafter_revision(make_job(), manifest("demo", 1), url="file:///x")
     assert "parent" not in first["spec"]
     assert "parentAcceptLength" not in first["spec"]["evaluation"]
+
+
+def resolved(manifest: dict[str, Any]) -> dict[str, str]:
+    """The environment of a pod's container as the kubelet would fill it in."""
+    found: dict[str, str] = {}
+    for item in manifest["spec"]["containers"][0]["env"]:
+        value = item.get("value")
+        if value is None:
+            value = {"metadata.name": "trainer-1", "metadata.uid": "uid-1"}[item["valueFrom"]["fieldRef"]["fieldPath"]]
+        for name, known in found.items():
+            value = value.replace(f"$({name})", known)
+        found[item["name"]] = value
+    return found
+
+
+def test_trainer_understands_its_environment() -> None:
+    settings = settings_from_environment(resolved(trainer()))
+    assert settings.holder == "trainer-1/uid-1"
+    assert settings.rollout_url == "http://10.0.0.1:8000"
+    assert settings.config.target_model == "/models/policy"
+
+
+def test_gateway_understands_its_environment() -> None:
+    deployment = gateway_objects(make_job(gateway={"maxConcurrencyPerPod": 8}), settings=SETTINGS)[2]
+    settings = read_settings(resolved(deployment["spec"]["template"]))
+    assert settings.backend == "demo-rollout.default.svc:8000"
+    assert settings.concurrency == 8

@@ -62,18 +62,14 @@ def draw(demo: Recording, baseline: Recording | None, path: Path) -> Path:
     if baseline is not None and baseline.steps:
         runs.append(("baseline: no speculation, idle accelerators wait", baseline))
     span = max(float(run.steps[-1]["ended"]) - float(run.steps[0]["began"]) for _, run in runs)
-    heights = [len(run.pods) + 1 for _, run in runs] + [1.6]
+    heights = [len(demo.pods) + 1, 1.6, *(len(run.pods) + 1 for _, run in runs[1:])]
+    size = (14, 0.62 * sum(heights) + 1.9)
     figure, axes = pyplot.subplots(
-        len(heights),
-        1,
-        figsize=(14, 0.62 * sum(heights) + 1.9),
-        height_ratios=heights,
-        sharex=True,
-        layout="constrained",
+        len(heights), 1, figsize=size, height_ratios=heights, sharex=True, layout="constrained"
     )
-    for axis, (title, run) in zip(axes, runs, strict=False):
+    for axis, (title, run) in zip([axes[0], *axes[2:]], runs, strict=True):
         _draw_run(axis, run, title=title)
-    _draw_accept_lengths(axes[-1], demo, rows(demo))
+    _draw_accept_lengths(axes[1], demo, rows(demo))
     axes[-1].set_xlim(0, span)
     axes[-1].set_xlabel("seconds since the first RL step began")
     handles = [

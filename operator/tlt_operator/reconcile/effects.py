@@ -16,6 +16,7 @@ BUSY_RETRY = 0.2
 FIRST_RETRY = 0.5
 FIRST_FINAL_RETRY = 5.0
 LAST_RETRY = 60.0
+REMEMBERED = 600.0  # seconds that an old failure makes the next one wait longer
 
 Key = tuple[str, str]
 
@@ -99,9 +100,9 @@ class Effects:
             self._wake()
 
     def _forget(self, now: float) -> None:
-        old = [key for key, item in self._records.items() if item.task is None and now - item.not_before > 600]
-        for key in old:
-            del self._records[key]
+        for key, record in list(self._records.items()):
+            if record.task is None and now - max(record.not_before, record.done_at) > REMEMBERED:
+                del self._records[key]
 
 
 def _retry_after(error: OperatorError, failures: int) -> float:

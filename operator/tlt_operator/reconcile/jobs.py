@@ -123,24 +123,26 @@ class Jobs:
             loop.inherit(entry.loop)
         entry.loop = loop
         running = asyncio.create_task(loop.run())
+        following = asyncio.create_task(self._follow_changes(entry, job, loop))
         try:
-            while True:
-                changed = asyncio.create_task(entry.changed.wait())
-                await asyncio.wait({running, changed}, return_when=asyncio.FIRST_COMPLETED)
-                changed.cancel()
-                if running.done():
-                    running.result()
-                    return
-                entry.changed.clear()
-                try:
-                    new = parse_job(entry.body)
-                except InvalidSpecError:
-                    return
-                if (new.spec.rollout, new.spec.port) != (job.spec.rollout, job.spec.port):
-                    return
-                loop.update(new)
+            done, _ = await asyncio.wait({running, following}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            await cancel(running)
+            await cancel(running, following)
+
+    async def _follow_changes(self, entry: _Entry, job: Job, loop: JobLoop) -> None:
+        """Hands changes to the loop; returns at one that it cannot take over."""
+        while True:
+            await entry.changed.wait()
+            entry.changed.clear()
+            try:
+                new = parse_job(entry.body)
+            except InvalidSpecError:
+                return
+            if (new.spec.rollout, new.spec.port) != (job.spec.rollout, job.spec.port):
+                return
+            loop.update(new)
 
     async def _tell_invalid(self, entry: _Entry, error: InvalidSpecError) -> None:
         metadata = entry.body["metadata"]

@@ -96,7 +96,7 @@ def test_a_stop_token_ends_a_sequence(server: RolloutServer, reference: Referenc
 
 
 def test_the_ring_keeps_its_size(server: RolloutServer, tmp_path: Path) -> None:
-    budget = 60_000
+    budget = 400_000  # two shards of this test
     config = {
         "job": JOB,
         "storeUrl": f"file://{server.store}",

@@ -125,7 +125,7 @@ class CaptureTap:
             rows, positions, sampled = tensors
             return rows, positions, sampled, None
         if self._stream is None:
-            self._stream = torch.cuda.Stream()
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             hosts = []

@@ -63,6 +63,6 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
 def _full_sum(flat: torch.Tensor) -> torch.Tensor:
     """Position-dependent, so that two rows that change places are noticed."""
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
-    for number, piece in enumerate(flat.split(_CHUNK)):
+    for number, piece in enumerate(torch.split(flat, _CHUNK)):
         total += (number + 1) * piece.sum(dtype=torch.int64)
     return total

@@ -121,13 +121,28 @@ def fix_expand_kernel() -> None:
 
     vLLM 0.32's replacement of `expand_kernel` for CPUs without Triton writes into an int64 copy of a float tensor, so
     that temperature, top-p and top-k of drafted tokens are uninitialised memory: with T > 0 nearly every draft is
-    rejected and the distribution is wrong.  The platform registers the replacement after plugins are loaded, by its
-    name in the module, so that is what is exchanged.  Goes when `tests/unit/tlt_workloads/rollout/test_compat.py`
-    says that the original is right.
+    rejected and the distribution is wrong (https://github.com/vllm-project/vllm/issues/55005).  The platform registers
+    the replacement after plugins are loaded, by its name in the module, so that is what is exchanged.  Goes when
+    `tests/engine/test_compat.py` says that the original is right.
     """
     from vllm.utils import cpu_triton_utils
 
     cpu_triton_utils._expand_kernel_impl = expand_kernel
+
+
+def refresh_tied_head(model: Any) -> None:
+    """Packs the output head of a model with tied embeddings anew after its weights were replaced.
+
+    On a CPU vLLM keeps a packed copy of each matrix.  A tied head has no weights of its own in an update, so its layer
+    is passed over and the copy stays what it was: the policy then reads with the new embedding and speaks with the old
+    one.  No upstream issue yet; the mechanism is described in https://docs.vllm.ai/en/latest/training/layerwise/.
+    Goes when `tests/engine/test_compat.py` says that an update without it is right.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def expand_kernel(

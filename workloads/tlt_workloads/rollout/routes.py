@@ -65,7 +65,7 @@ def control(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
             return failure(422, error.reason, str(error))
 
     guarded.__annotations__ = {"request": Request, "return": Response}
-    del guarded.__wrapped__  # type: ignore[attr-defined]  # FastAPI would read the handler's own signature
+    del guarded.__wrapped__  # FastAPI would read the handler's own signature
     return guarded
 
 

@@ -65,7 +65,7 @@ class EngineTotals:
 TOTALS = EngineTotals()  # vLLM builds its loggers itself and keeps them private, so they meet the routes here
 
 
-class TltStats(StatLoggerBase):
+class TltStats(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed for us
     """Adds each report of the engine core to `TOTALS`."""
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:

@@ -24,6 +24,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from tlt_workloads.rollout.compat import refresh_tied_head
 from tlt_workloads.rollout.locations import JobFolder
 
 logger = logging.getLogger("vllm.tlt")
@@ -33,7 +34,7 @@ NCCL_FIELDS = frozenset({"names", "dtype_names", "shapes"})  # newer and older l
 
 
 @dataclass
-class InitInfo(WeightTransferInitInfo):
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     """How the learner will send the policy."""
 
     transport: str
@@ -41,7 +42,7 @@ class InitInfo(WeightTransferInitInfo):
 
 
 @dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """One part of the policy's weights, or a drafter's tensors handed over inside the worker."""
 
     transport: str
@@ -50,7 +51,7 @@ class UpdateInfo(WeightTransferUpdateInfo):
     tensors: Mapping[str, torch.Tensor] | None = None
 
 
-class TltWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+class TltWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """See the module's docstring."""
 
     init_info_cls = InitInfo
@@ -150,6 +151,8 @@ class TltWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
         self._reloading = False
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.model is self._default_model:
+            refresh_tied_head(self.model)
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ def test_anything_else_does_not(tmp_path: Path, header: str | None) -> None:
 
 
 def test_a_missing_file_says_so_and_stays_shut(tmp_path: Path) -> None:
-    with pytest.raises(UnauthorizedError, match="TLT_TOKEN_FILE.*cannot be read"):
+    with pytest.raises(UnauthorizedError, match=r"TLT_TOKEN_FILE.*cannot be read"):
         TokenFile(tmp_path / "token").check("Bearer anything")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.eventually import eventually_async
 from tests.unit.tlt_workloads.rollout.test_pod import make_pod
 from tlt_workloads.contract import DrafterLoad
 from tlt_workloads.rollout.engine import DrafterRefusedError, Swap
@@ -185,5 +186,4 @@ async def test_two_drafters_do_not_mix() -> None:
 
 
 async def engine_called(engine: Engine, call: str) -> None:
-    while call not in engine.calls:
-        await asyncio.sleep(0)
+    await eventually_async(lambda: call in engine.calls, reason=f"{call} is called", every=0)

@@ -20,7 +20,7 @@ import pytest_asyncio
 import yaml
 
 from tests.support.eventually import eventually_async
-from tests.support.fake_rollout import FakeRollout, FakeTrainer
+from tests.support.fake_rollout import FakeGateway, FakeRollout, FakeTrainer
 from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, ROLLOUT_UID_LABEL, token_secret_name
 from tlt_operator.clients.kube import JOB, POD, REVISION, SECRET, Kind, Kubernetes, WatchEvent
 from tlt_operator.config import Settings
@@ -97,6 +97,7 @@ class World:
     jobs: Jobs
     rollouts: dict[str, FakeRollout] = field(default_factory=dict)
     trainers: dict[str, FakeTrainer] = field(default_factory=dict)
+    gateways: list[FakeGateway] = field(default_factory=list)
     _kubelet: asyncio.Task[None] | None = None
     _feeder: asyncio.Task[None] | None = None
 
@@ -122,7 +123,7 @@ class World:
         await self.stop_operator()
         if self._kubelet is not None:
             await cancel(self._kubelet)
-        for pod in (*self.trainers.values(), *self.rollouts.values()):
+        for pod in (*self.trainers.values(), *self.rollouts.values(), *self.gateways):
             await pod.stop()
 
     async def apply_job(self, name: str = "demo", **spec: Any) -> dict[str, Any]:
@@ -131,7 +132,14 @@ class World:
         return await self.kube.apply(body)
 
     async def add_rollout(
-        self, name: str, *, job: str = "demo", claim: bool = True, plugin: bool = True, token: str | None = None
+        self,
+        name: str,
+        *,
+        job: str = "demo",
+        claim: bool = True,
+        plugin: bool = True,
+        token: str | None = None,
+        port: int = ROLLOUT_PORT,
     ) -> FakeRollout:
         """A rollout pod, scheduled, running and ready, with a server behind its address."""
         address = f"127.0.7.{next(_addresses)}"
@@ -145,7 +153,7 @@ class World:
             body["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimName": f"{name}-gpu"}]
             body["spec"]["containers"][0]["resources"] = {"claims": [{"name": "gpu", "request": "gpu-0"}]}
         await self.kube.create(body)
-        server = FakeRollout(address, ROLLOUT_PORT, token=token or await self.token(job))
+        server = FakeRollout(address, port, token=token or await self.token(job))
         if not plugin:
             server.routes = list  # type: ignore[method-assign]
         self.rollouts[name] = server
@@ -232,6 +240,21 @@ class World:
                 await self.jobs.gone(event.body)
             else:
                 self.jobs.seen(event.body)
+
+    async def run_gateway(self, job: str = "demo") -> FakeGateway:
+        """Plays the gateway pod that the Deployment controller has made."""
+
+        async def find() -> dict[str, Any] | None:
+            labels = f"{JOB_LABEL}={job},{COMPONENT_LABEL}=gateway"
+            return next(iter(await self.kube.list_all(POD, namespace=self.namespace, labels=labels)), None)
+
+        pod = await eventually_async(find, deadline=60, reason="the gateway's pod")
+        assert pod is not None
+        server = FakeGateway(f"127.0.9.{next(_addresses)}", token=await self.token(job))
+        await server.start()
+        self.gateways.append(server)
+        await self.set_pod_running(pod["metadata"]["name"], server.address)
+        return server
 
     async def _play_kubelet(self) -> None:
         async for event in self._events(POD, f"{COMPONENT_LABEL}=trainer"):

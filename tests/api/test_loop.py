@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.api.conftest import World
+from tests.api.conftest import ROLLOUT_PORT, World
 from tests.support.eventually import eventually_async
 from tests.support.fake_rollout import manifest
 
@@ -153,3 +153,48 @@ async def test_revision_that_every_pod_refuses_is_rolled_back_with_the_reason(wo
     assert all(pod.revision and pod.revision.revision == "demo-r1" for pod in world.rollouts.values())
     await world.until_condition("DrafterReady", "True", "RevisionActive")
     assert await world.events("RevisionRolledBack")
+
+
+async def test_what_the_gateway_waits_for_makes_a_tail_and_what_it_queues_makes_a_pod_busy_soon(world: World) -> None:
+    await world.apply_job(gateway={"enabled": True})
+    pod = await world.add_rollout("rollout-0")
+    pod.finish(captured=1000)
+    gateway = await world.run_gateway()
+    await world.until_warm("rollout-0")
+    await world.until_condition("Harvesting", "False", "OutOfScope")
+    gateway.queued, gateway.outstanding = 2, 5
+    gateway.bump()
+    await world.until_condition("Harvesting", "False", "NoIdlePod")
+    assert pod.lease is None
+    gateway.queued = 0
+    gateway.bump()
+    await eventually_async(lambda: pod.lease, deadline=60, reason="a lease in the gateway's tail")
+
+
+async def test_change_of_port_is_followed(world: World) -> None:
+    await world.apply_job(port=ROLLOUT_PORT + 1)
+    pod = await world.add_rollout("rollout-0")
+    await world.until_condition("RolloutReady", "False", "PodsUnreachable")
+    await world.apply_job()
+    await eventually_async(lambda: pod.config, deadline=60, reason="the configuration over the right port")
+    await world.until_condition("RolloutReady", "True", "PodsReady")
+
+
+async def test_change_of_the_spec_reaches_pods_and_trainers(world: World) -> None:
+    await world.apply_job()
+    pod = await world.add_rollout("rollout-0")
+    pod.finish(captured=1000)
+    await world.until_warm("rollout-0")
+    before = (await world.trainer_pods())[0]["metadata"]["uid"]
+    await world.apply_job(
+        speculation={"mode": "Static"}, training={"learningRate": 0.002, "trigger": {"minNewTokens": 100}}
+    )
+    await eventually_async(
+        lambda: pod.config and pod.config.speculation.mode == "Static", deadline=60, reason="the new configuration"
+    )
+
+    async def replaced() -> bool:
+        pods = await world.trainer_pods()
+        return bool(pods) and pods[0]["metadata"]["uid"] != before
+
+    await eventually_async(replaced, deadline=60, reason="a trainer with the new learning rate")

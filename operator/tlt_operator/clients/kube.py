@@ -88,7 +88,7 @@ class Kubernetes:
     # A watch ends after this many seconds and begins again with a list, so that nothing missed stays missed.
     WATCH_LIFETIME = 300
     # Bookmarks come about once a minute; a watch that is silent for longer is dead, even when its connection is open.
-    WATCH_SILENCE = 100
+    WATCH_SILENCE = 150
 
     def __init__(self, api: client.ApiClient, *, request_timeout: float = 10.0) -> None:
         self._api = api

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,7 +165,7 @@ class Builder:
         """The command line that builds an image from its Containerfile."""
         command = [self.name, "build", "--file", image.recipe, "--tag", image.tag, "--label", f"{LABEL}={label}"]
         if self.name == "buildah":
-            command += ["--layers", "--isolation=chroot"]
+            command += ["--layers", "--isolation=chroot", "--force-rm"]
         if self.name != "docker":
             command += ["--network=host", "--ignorefile=.dockerignore"]
         arguments = dict(arguments)
@@ -207,7 +208,7 @@ def run(name: str, command: tuple[str, ...], *, expected_minutes: float, environ
     reporter.start()
     try:
         with (
-            log.open("w") as output,
+            log.open("w", buffering=1) as output,
             subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -250,7 +251,30 @@ def build(image: Image, *, builder: Builder, arguments: dict[str, str], force: b
     else:
         command = builder.command(image, label=wanted, arguments=arguments)
     run(image.name, command, expected_minutes=image.expected_minutes, environment={"INPUTS": wanted})
+    if builder.name == "buildah" and image.recipe.endswith("Containerfile"):
+        forget_unused_layers(image)
     say(f"  {image.name}: {image.tag} built in {clock(time.monotonic() - began)} ({builder.size(image.tag)})")
+
+
+def forget_unused_layers(image: Image) -> None:
+    """Removes what earlier builds of an image left and its last build did not use: 5 GB for each change of the lock.
+
+    buildah keeps every step of every build as an image without a name and never removes one.  What a build used stands
+    in its log, and what earlier builds left is written down beside it.
+    """
+    log = (LOGS / f"{image.name}.log").read_text(errors="replace")
+    used = dict.fromkeys(re.findall(r"^--> (?:Using cache )?([0-9a-f]{11})", log, re.MULTILINE))
+    ledger = LOGS / f"{image.name}.layers"
+    known = ledger.read_text().split() if ledger.exists() else []
+    others = {word for file in LOGS.glob("*.layers") if file != ledger for word in file.read_text().split()}
+    left = []
+    for layer in reversed([layer for layer in known if layer not in used]):
+        if layer not in others:
+            subprocess.run(("buildah", "rmi", layer), capture_output=True, check=False)
+        found = subprocess.run(("buildah", "inspect", "--type", "image", layer), capture_output=True, check=False)
+        if found.returncode == 0:
+            left.append(layer)
+    ledger.write_text("\n".join([*reversed(left), *used]) + "\n")
 
 
 @contextlib.contextmanager

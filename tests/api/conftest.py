@@ -195,6 +195,17 @@ class World:
         status = await self.status(name)
         return next((item for item in status.get("conditions", ()) if item["type"] == kind), {})
 
+    async def until_status(self, **fields: Any) -> None:
+        """Waits until the job's status has these fields."""
+
+        async def probe() -> bool:
+            status = await self.status()
+            found = {name: status.get(name) for name in fields}
+            assert found == fields, found
+            return True
+
+        await eventually_async(probe, deadline=60, reason=f"status {fields}")
+
     async def until_condition(self, kind: str, status: str, reason: str, name: str = "demo") -> dict[str, Any]:
         """Waits for a condition and returns it."""
 

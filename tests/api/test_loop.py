@@ -27,9 +27,9 @@ async def test_idle_device_is_lent_while_another_pod_generates(world: World) -> 
     assert idle.granted[0].window > 0
     assert busy.lease is None
     await world.until_condition("Harvesting", "True", "LeaseHeld")
-    status = await world.status()
-    assert status["phase"] == "Harvesting"
-    assert status["workers"] == {"total": 2, "busy": 1, "idle": 0, "lent": 1, "unknown": 0}
+    await world.until_status(
+        phase="Harvesting", workers={"total": 2, "busy": 1, "idle": 0, "lent": 1, "unknown": 0}, trainers=2
+    )
     assert await world.events("LeaseGranted")
 
 
@@ -116,10 +116,7 @@ async def test_better_candidate_becomes_the_active_revision_of_all_pods(world: W
     assert third["metadata"]["ownerReferences"][0]["name"] == "demo"
     assert third["status"]["pods"] == {"total": 2, "loaded": 2, "failed": 0}
 
-    async def named() -> bool:
-        return (await world.status())["activeRevision"] == "demo-r3"
-
-    await eventually_async(named, deadline=60, reason="the name in the job's status")
+    await world.until_status(activeRevision="demo-r3", candidateRevision=None)
 
 
 async def test_pod_that_joins_or_reboots_gets_the_active_revision(world: World) -> None:

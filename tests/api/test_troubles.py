@@ -15,7 +15,7 @@ async def test_selector_that_matches_nothing(world: World) -> None:
     await world.apply_job()
     found = await world.until_condition("RolloutReady", "False", "NoPodsMatch")
     assert "app=rollout" in found["message"]
-    assert (await world.status())["phase"] == "Pending"
+    await world.until_status(phase="Pending")
 
 
 async def test_pod_without_the_plugin_is_named_and_the_others_are_used(world: World) -> None:
@@ -85,6 +85,16 @@ async def test_trainer_that_fails_is_told_and_tried_again_when_its_pod_died(worl
     await world.until_condition("Degraded", "False", "AsExpected")
 
 
+async def test_template_that_makes_no_pod_is_told_with_the_field(world: World) -> None:
+    resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
+    await world.apply_job(training={"trigger": {"minNewTokens": 100}, "template": {"resources": resources}})
+    pod = await world.add_rollout("rollout-0")
+    pod.finish(captured=1000)
+    found = await world.until_condition("Degraded", "True", "TrainerFailed")
+    assert "spec.training.template" in found["message"]
+    assert "resources.requests" in found["message"]
+
+
 async def test_gateway_that_cannot_be_made_is_told_and_harvesting_goes_on(world: World) -> None:
     await world.apply_job(
         gateway={"enabled": True},
@@ -113,7 +123,7 @@ async def test_pod_that_stops_answering_is_unknown_and_comes_back(world: World) 
     await world.until_condition("RolloutReady", "True", "PodsReady")
     await pod.stop()
     await world.until_condition("RolloutReady", "False", "PodsUnreachable")
-    assert (await world.status())["workers"]["unknown"] == 1
+    await world.until_status(workers={"total": 1, "busy": 0, "idle": 0, "lent": 0, "unknown": 1})
     await pod.start()
     await world.until_condition("RolloutReady", "True", "PodsReady")
 
@@ -144,7 +154,7 @@ async def test_suspended_job_takes_its_devices_back_and_lends_again_afterwards(w
         return not await world.trainer_pods()
 
     await eventually_async(gone, deadline=60, reason="the end of the trainers")
-    assert (await world.status())["phase"] == "Suspended"
+    await world.until_status(phase="Suspended", trainers=0)
     await world.apply_job(suspend=False)
     await eventually_async(lambda: idle.lease, deadline=60, reason="a lease after the suspension")
 

@@ -158,16 +158,17 @@ class JobLoop:
                 self._grants[action.rollout_uid] = news_at
         self._effects.start(decision.actions)
         self._reporter.report(snapshot, decision)
-        self._status.want(
-            job_status(
-                snapshot,
-                decision,
-                previous=self._status.current,
-                gateway_url=gateway_url(self._job) if self._job.spec.gateway.enabled else None,
-                now=self._clock.timestamp(),
-            )
-        )
+        self._status.offer(lambda previous: self._make_status(snapshot, decision, previous))
         self._context.metrics.reconcile.labels(job=self._job.key).observe(self._clock.steady() - started)
+
+    def _make_status(self, snapshot: Snapshot, decision: Decision, previous: Mapping[str, Any]) -> dict[str, Any]:
+        return job_status(
+            snapshot,
+            decision,
+            previous=previous,
+            gateway_url=gateway_url(snapshot.job) if snapshot.job.spec.gateway.enabled else None,
+            now=self._clock.timestamp(),
+        )
 
     def _doubt_token(self, snapshot: Snapshot) -> None:
         """Reads the token again when a pod refuses it: somebody may have changed the Secret."""

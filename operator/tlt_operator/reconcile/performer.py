@@ -164,7 +164,11 @@ class Performer:
             created = await self._context.kube.create(trainer_pod(job, rollout, settings=settings))
         except ConflictError:
             raise  # the last trainer of this name is still going away
-        except (RefusedError, UnauthorizedError, InvalidSettingsError) as error:
+        except (RefusedError, UnauthorizedError) as error:
+            message = f"the API server refuses the trainer pod, see spec.training.template: {error}"
+            self._count_failure(rollout.uid, message)
+            raise
+        except InvalidSettingsError as error:
             self._count_failure(rollout.uid, str(error))
             raise
         self._count_write(job, "Pod")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tlt_operator.clients.kube import JOB
@@ -16,11 +16,16 @@ LOOK = 0.1
 FIRST_RETRY = 1.0
 LAST_RETRY = 30.0
 
+MakeStatus = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
 logger = logging.getLogger(__name__)
 
 
 class StatusWriter:
-    """The status of one job; `current` is what was last wanted, at first what the API server has."""
+    """The status of one job; `current` is the last one that was made, at first what the API server has.
+
+    A status is made from the last offer only when there is time to look at it, not at every pass.
+    """
 
     def __init__(self, context: Context, *, namespace: str, name: str, current: Mapping[str, Any]) -> None:
         self._context = context
@@ -28,19 +33,21 @@ class StatusWriter:
         self._name = name
         self._written: Mapping[str, Any] | None = None
         self._written_at = float("-inf")
+        self._make: MakeStatus | None = None
         self.current: Mapping[str, Any] = current
 
-    def want(self, status: Mapping[str, Any]) -> None:
-        """The status that should be there."""
-        self.current = status
+    def offer(self, make: MakeStatus) -> None:
+        """How to make the status that should be there, from the one before."""
+        self._make = make
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        first = self.current
-        retry = FIRST_RETRY
+        made, retry = False, FIRST_RETRY
         while True:
             await asyncio.sleep(LOOK)
-            if self.current is first or not self._due():
+            if self._make is not None:
+                self.current, self._make, made = self._make(self.current), None, True
+            if not made or not self._due():
                 continue
             status = self.current
             try:

@@ -130,7 +130,7 @@ class Demo:
         self._built_something = time.monotonic() - began > FIRST_RUN_SECONDS
         self._step("cluster", "devcluster", "up", expected=15, advice="`make demo-down`, then `make demo`")
         images = (self._choices.operator_image, self._choices.workloads_image)
-        self._step("images to the node", "devcluster", "load", *images, expected=10, advice="`make images` first")
+        self._step("images to the node", "devcluster", "load", *images, expected=100, advice="`make images` first")
         return Cluster.embedded()
 
     def _images(self) -> None:

@@ -123,23 +123,26 @@ class Cluster:
         return json.loads(output.strip().splitlines()[-1])
 
     def trouble(self, *, namespace: str) -> str:
-        """Every pod that is not well, why, and the end of its log."""
+        """Every pod that is not well or was restarted: why, and the end of the log in which the reason stands."""
         found = []
         for pod in self.list("pods", namespace=namespace):
-            status = pod.get("status", {})
-            if status.get("phase") == "Succeeded" or is_ready(pod):
+            name, status = pod["metadata"]["name"], pod.get("status", {})
+            containers = status.get("containerStatuses", ())
+            restarts = sum(int(container.get("restartCount", 0)) for container in containers)
+            if status.get("phase") == "Succeeded" or (is_ready(pod) and not restarts):
                 continue
-            name = pod["metadata"]["name"]
             reasons = [
                 f"{kind}: {detail.get('reason', '')} {detail.get('message', '')}".strip()
-                for container in status.get("containerStatuses", ())
+                for container in containers
                 for kind, detail in container.get("state", {}).items()
                 if kind != "running"
             ]
             conditions = [item.get("message", "") for item in status.get("conditions", ()) if item["status"] != "True"]
-            log = self.run(self.kubectl_command, "logs", name, "-n", namespace, "--tail=15", "--all-containers")
             found.append(f"pod {name} is {status.get('phase')}: {'; '.join([*reasons, *filter(None, conditions)])}")
-            found.append(tail(log.stdout or log.stderr, lines=15))
+            which = ("--previous",) if restarts else ()
+            log = self.run(self.kubectl_command, "logs", name, "-n", namespace, "--tail=25", "--all-containers", *which)
+            found.append(f"restarted {restarts} times; the last words before:" if restarts else "its last lines:")
+            found.append(tail(log.stdout or log.stderr))
         return "\n".join(found)
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ CHART = ROOT / "charts" / "tlt-operator"
 EXAMPLE = ROOT / "examples" / "trl-grpo" / "overlays"
 STORAGE_CLASS, DEVICE_CLASS = "devcluster", "gpu.example.com"  # as the example has them
 HOPELESS = ("CrashLoopBackOff", "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "CreateContainerConfigError")
-READY_SECONDS = 600.0
+READY_SECONDS = 900.0  # a busy machine is slow
 
 
 @dataclass(frozen=True, kw_only=True)

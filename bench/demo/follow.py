@@ -151,10 +151,12 @@ class Follower:
 
     def _read_learner(self) -> None:
         known = {line["step"] for line in self._recording.steps}
-        for line in map(_as_object, self._learner_log().splitlines()):
-            if "waiting" in line and line["waiting"] != self._told_waiting and not known:
-                self._told_waiting = line["waiting"]
-                self._console.say(f"  learner waits: {self._told_waiting}")
+        lines = [_as_object(line) for line in self._learner_log().splitlines()]
+        waiting = [line["waiting"] for line in lines if "waiting" in line]
+        if waiting and waiting[-1] != self._told_waiting and not known:
+            self._told_waiting = waiting[-1]
+            self._console.say(f"  learner waits: {self._told_waiting}")
+        for line in lines:
             if "step" in line and line["step"] not in known:
                 known.add(line["step"])
                 self._recording.steps.append(line)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from devcluster import binaries, builds, guard, images, lifecycle, toolchain
+from devcluster import access, binaries, builds, guard, images, lifecycle, toolchain
 from devcluster.errors import DevclusterError
 from devcluster.progress import say
 from devcluster.settings import Settings, control_plane_settings, node_settings
@@ -107,7 +107,7 @@ def _down(parsed: argparse.Namespace) -> int:
 
 def _status(parsed: argparse.Namespace) -> int:
     settings = _settings(parsed)
-    health = lifecycle.status(settings)
+    health = access.status(settings)
     for name, pid in health.components.items():
         print(f"{name:24} {f'running (pid {pid})' if pid else 'not running'}")
     print(f"{settings.shape.value:24} {'ready' if health.node_ready else 'not ready'}")
@@ -122,7 +122,7 @@ def _kubeconfig(parsed: argparse.Namespace) -> int:
 
 
 def _load(parsed: argparse.Namespace) -> int:
-    node = lifecycle.runtime(node_settings())
+    node = access.runtime(node_settings())
     for image in parsed.images:
         images.load(node, image, say=say)
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.rollout_server import JOB, RolloutServer, rollout_server
@@ -52,8 +53,11 @@ def server(running_server: RolloutServer) -> RolloutServer:
 class Reference:
     """The same model by another hand."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, weights: Path | None = None) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        if weights is not None:
+            self.model.load_state_dict(load_file(weights), strict=False)
+            self.model.tie_weights()
 
     @torch.no_grad()
     def greedy(self, prompt: list[int], *, tokens: int) -> list[int]:

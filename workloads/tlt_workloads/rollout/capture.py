@@ -63,6 +63,7 @@ class CaptureTap:
         self._known: set[str] = set()
         self._stream: torch.cuda.Stream | None = None
         self.policy_version = 0
+        self.enabled = False  # until somebody orders it, and whenever it is switched off, the engine pays nothing
 
     def before_update(self, scheduled: Any) -> None:
         """Before the runner takes over what the scheduler decided: the last sight of finished requests."""
@@ -74,7 +75,7 @@ class CaptureTap:
         self, runner: Any, scheduled: Any, sampled: Any, hidden: torch.Tensor, auxiliary: list[torch.Tensor] | None
     ) -> None:
         """After sampling, before drafting: all hidden states of the step are at hand."""
-        if auxiliary is None or not isinstance(sampled, torch.Tensor):
+        if not self.enabled or auxiliary is None or not isinstance(sampled, torch.Tensor):
             return
         began = time.perf_counter()
         self._recorder.offer(self._collect(runner, scheduled, sampled, hidden, auxiliary))

@@ -105,7 +105,8 @@ class SequenceTable:
             start = int(step.positions[offset])
             rows = step.rows[offset : offset + count]
             offset += count
-            if name in step.new and name in admit:
+            # A request that is first seen behind its prompt ran before the capture began; its tokens are not all known.
+            if name in admit and start < len(step.new[name].prompt_ids):
                 self._open[name] = OpenSequence(
                     request=step.new[name], policy_version=step.policy_version, first_row=start, end=start
                 )

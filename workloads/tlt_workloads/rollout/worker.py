@@ -56,15 +56,17 @@ class WorkerSide:
     def capture(self, message: str) -> None:
         """Records from now on as ordered; `message` is the JSON of an `engine.CaptureOrder`."""
         order: dict[str, Any] = json.loads(message)
+        settings = CaptureSettings(**order["settings"])
         layers = tuple(int(layer) for layer in self._worker.model_runner.model.model.aux_hidden_state_layers)
         self._recorder.direct(
             Destination(
                 store=open_store(order["store_url"]),
                 folder=order["folder"],
                 metadata=ShardMetadata(model=order["model"], layer_ids=layers),
-                settings=CaptureSettings(**order["settings"]),
+                settings=settings,
             )
         )
+        self._tap.enabled = settings.enabled
         self._worker.weight_transfer_engine.job_folder.url = order["store_url"]
 
     def stage_drafter(self, path: str, sha256: str) -> None:

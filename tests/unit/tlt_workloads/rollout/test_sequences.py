@@ -157,6 +157,12 @@ def test_requests_that_were_not_admitted_leave_nothing() -> None:
     assert table.close("a") is None
 
 
+def test_a_request_that_ran_before_the_capture_began_is_left_alone() -> None:
+    table = SequenceTable()
+    feed(table, step(("a", 9, [20, 21], [22], False), new={"a": request()}))
+    assert table.size == 0
+
+
 def test_an_aborted_prompt_is_not_worth_keeping() -> None:
     table = SequenceTable()
     feed(table, step(("a", 0, [10, 11], [77], True), new={"a": request()}))

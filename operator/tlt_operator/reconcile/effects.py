@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from tlt_operator.errors import BusyError, FinalError, OperatorError
-from tlt_operator.plan.actions import Action, action_key
+from tlt_operator.plan.actions import Action, GrantLease, action_key
 from tlt_operator.reconcile.clock import Clock
 
 SETTLE = 1.0  # seconds in which the news of an action's success is on its way
-BUSY_RETRY = 0.2
+BUSY_RETRY = 0.05
 FIRST_RETRY = 0.5
 FIRST_FINAL_RETRY = 5.0
 LAST_RETRY = 60.0
@@ -57,7 +57,9 @@ class Effects:
         for action in actions:
             key = action_key(action)
             record = self._records.setdefault(key, _Record())
-            settling = action == record.done and now < record.done_at + SETTLE
+            # A grant needs no such pause: `pending` tells the decision of it until the pod's next answer does.
+            settles = action == record.done and not isinstance(action, GrantLease)
+            settling = settles and now < record.done_at + SETTLE
             if record.task is None and now >= record.not_before and not settling:
                 record.task = asyncio.create_task(self._run(action, record), name=f"{key[0]} {key[1]}")
         self._forget(now)

@@ -19,12 +19,12 @@ from tlt_operator.errors import (
     RefusedError,
     UnreachableError,
 )
-from tlt_operator.plan.actions import Action, CreateTrainer, RevokeLease, action_key
+from tlt_operator.plan.actions import Action, CreateTrainer, GrantLease, RevokeLease, action_key
 from tlt_operator.plan.snapshot import Fault
 from tlt_operator.reconcile.answers import Answers
 from tlt_operator.reconcile.clock import Clock
 from tlt_operator.reconcile.effects import SETTLE, Effects
-from tlt_workloads.contract import RevokeReason, RolloutState
+from tlt_workloads.contract import LeaseRequest, RevokeReason, RolloutState
 
 
 @dataclass
@@ -96,6 +96,14 @@ async def test_same_action_waits_until_its_news_can_have_arrived(stage: Stage) -
     assert not stage.effects.pending(action_key(CREATE), heard=stage.time.now)
     stage.time.now += SETTLE
     assert await stage.start(CREATE) == 2
+
+
+async def test_grant_is_told_of_until_the_pod_answers_and_then_free_to_come_again(stage: Stage) -> None:
+    grant = GrantLease(rollout_uid="a", trainer_uid="t", request=LeaseRequest(holder="t/1"))
+    assert await stage.start(grant) == 1
+    assert stage.effects.pending(action_key(grant), heard=stage.time.now - 0.1)
+    assert not stage.effects.pending(action_key(grant), heard=stage.time.now + 0.1)
+    assert await stage.start(grant) == 2
 
 
 async def test_another_action_of_the_same_key_need_not_wait(stage: Stage) -> None:

@@ -134,7 +134,7 @@ def load(runtime: Runtime, image: str, *, say: Callable[[str], None]) -> bool:
         say(f"  {source.name}: the node has it already")
         return False
     receive = runtime.line("images", "import", "-")
-    if source.tool == layers.TOOL and source.name in known:  # most of it is there: an earlier build of the same image
+    if source.tool == layers.TOOL and layers.missing(source.name, held=runtime.blobs) <= layers.FEW:
         layers.send_missing(source.name, held=runtime.blobs, receive=receive)
     else:
         with Progress() as progress, progress.job(source.name, expected_seconds=2 + source.size / BYTES_PER_SECOND):

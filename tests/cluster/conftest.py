@@ -33,7 +33,6 @@ def devcluster(*arguments: str, check: bool = True) -> str:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A running cluster. The embedded one is stopped afterwards, unless it was running before."""
-    devcluster("guard")
     ours = False
     if EMBEDDED:
         ours = (
@@ -44,6 +43,7 @@ def cluster() -> Iterator[Cluster]:
         devcluster("load", OPERATOR_IMAGE, WORKLOADS_IMAGE)
         kubeconfig = Path(devcluster("kubeconfig"))
     else:
+        devcluster("guard")
         kubeconfig = Path(os.environ.get("KUBECONFIG", "~/.kube/config")).expanduser()
     commands = Path(devcluster("path"))
     yield Cluster(kubeconfig, commands / "kubectl", commands / "helm")

@@ -9,6 +9,9 @@ from devcluster.processes import end
 from devcluster.settings import Settings
 
 SECONDS_TO_EMPTY = 10.0
+PROCESSOR_WEIGHTS = {"cpu.shares": "16384", "cpu.weight": "1000"}
+"""Version 1 and 2. By default the whole cluster would weigh as much as one ordinary process of this machine, and an
+emulated accelerator would be as slow as the machine is busy."""
 
 
 def hierarchies(mounts: str) -> list[tuple[Path, bool]]:
@@ -25,6 +28,9 @@ def create(settings: Settings) -> None:
         if is_version_2:
             _pass_controllers_on(root)
             _pass_controllers_on(folder)
+        for file, weight in PROCESSOR_WEIGHTS.items():
+            if (folder / file).exists():
+                (folder / file).write_text(weight)
         for file in ("cpuset.cpus", "cpuset.mems"):
             # In version 1 a new group may run on no core at all until it is told which.
             if not is_version_2 and (folder / file).exists() and not (folder / file).read_text().strip():

@@ -32,11 +32,10 @@ from trl import GRPOConfig, GRPOTrainer
 from tlt_workloads.learner import trl_client
 from tlt_workloads.learner.trl_client import Activity, Span
 
-INSTRUCTION = "Think step by step. Finish with a line of the form 'Answer: <number>'."
+INSTRUCTION = "Explain each step in full sentences, check the result, and then give the answer."
 NAMES = ("Ada", "Ben", "Chloe", "Dev", "Ema", "Farid", "Grace", "Hugo")
 THINGS = ("apples", "books", "coins", "marbles", "pencils", "stamps")
 NUMBER = re.compile(r"-?\d[\d,]*")
-ANSWER_LINE = re.compile(r"^Answer:\s*\$?(-?\d[\d,]*)\s*\.?\s*$", re.MULTILINE)
 BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # without them a CPU emulates bfloat16, far slower than float32
 
 
@@ -53,7 +52,7 @@ class Options:
     generations: int = 4  # per prompt
     micro_batch: int = 2  # completions; TRL pads all to the longest
     max_tokens: int = 512
-    temperature: float = 0.8
+    temperature: float = 0.7
     learning_rate: float = 2e-6
     threads: int = 2
     seed: int = 7
@@ -125,11 +124,6 @@ def _journey(dice: random.Random) -> Problem:
 def right_number(completions: Sequence[Any], answer: Sequence[int], **_: Any) -> list[float]:
     """1 when the last number of the text is the answer."""
     return [float(_last_number(item[0]["content"]) == wanted) for item, wanted in zip(completions, answer, strict=True)]
-
-
-def format_kept(completions: Sequence[Any], **_: Any) -> list[float]:
-    """0.2 when the answer stands on a line of its own as asked."""
-    return [0.2 * bool(ANSWER_LINE.search(item[0]["content"])) for item in completions]
 
 
 def _last_number(text: str) -> int | None:
@@ -256,7 +250,7 @@ def main() -> None:
     )
     trainer = GRPOTrainer(
         model=options.model,
-        reward_funcs=[right_number, format_kept, log.lengths_of],
+        reward_funcs=[right_number, log.lengths_of],
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(options.model),

@@ -56,13 +56,6 @@ def test_the_last_number_counts(train: ModuleType, text: str, reward: float) -> 
     assert train.right_number([said(text)], answer=[42]) == [reward]
 
 
-@pytest.mark.parametrize(
-    ("text", "reward"), [("so\nAnswer: 42", 0.2), ("Answer: $1,000.\n", 0.2), ("The Answer: 42", 0.0), ("42", 0.0)]
-)
-def test_the_asked_for_line_is_rewarded(train: ModuleType, text: str, reward: float) -> None:
-    assert train.format_kept([said(text)]) == [reward]
-
-
 @pytest.mark.parametrize("kind", ["_sum", "_story", "_boxes", "_journey"])
 def test_answers_follow_from_the_numbers_in_the_question(train: ModuleType, kind: str) -> None:
     import random

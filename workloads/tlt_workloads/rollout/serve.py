@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import sys
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from tlt_workloads.contract import POD_NAME_VARIABLE
 from tlt_workloads.rollout.placement import emulated_cores, pin
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # without them a CPU emulates bfloat16, at a tenth of the speed
@@ -52,7 +55,9 @@ def parse(arguments: Sequence[str]) -> Settings:
     )
 
 
-def vllm_arguments(settings: Settings, *, drafter: Path | None, element_type: str | None) -> list[str]:
+def vllm_arguments(
+    settings: Settings, *, drafter: Path | None, element_type: str | None, pod: str | None = None
+) -> list[str]:
     """vLLM's command line; a flag that the caller gave is left alone."""
     flags: dict[str, str] = {
         "--model": settings.model,
@@ -61,6 +66,10 @@ def vllm_arguments(settings: Settings, *, drafter: Path | None, element_type: st
         "--max-logprobs": "-1",
         "--weight-transfer-config": json.dumps({"backend": "tlt"}),
     }
+    if pod is not None:
+        # vLLM seeds every server alike: two pods given the same prompt would then answer with the same words, and a
+        # group of samples would be half as large as the learner believes.
+        flags["--seed"] = str(zlib.crc32(pod.encode()) % (1 << 31))
     if element_type is not None:
         flags["--dtype"] = element_type
     if drafter is not None:
@@ -124,7 +133,8 @@ def main() -> None:
     create_page()
     element_type = element_type_for(_processor_flags()) if on_cpu else None
     drafter = _first_drafter(settings, scratch) if settings.speculate else None
-    sys.argv = [sys.argv[0], *vllm_arguments(settings, drafter=drafter, element_type=element_type)]
+    pod = os.environ.get(POD_NAME_VARIABLE) or socket.gethostname()
+    sys.argv = [sys.argv[0], *vllm_arguments(settings, drafter=drafter, element_type=element_type, pod=pod)]
 
     # Not the `vllm` command: it looks for the metadata of a distribution that the CPU build does not bear the name of.
     from vllm.entrypoints.launchers.api_server.entry import main as serve

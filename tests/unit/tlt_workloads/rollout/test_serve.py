@@ -33,6 +33,17 @@ def test_the_loop_gets_the_flags_that_it_needs() -> None:
     assert value(line, "--dtype") == "float32"
 
 
+def test_two_pods_never_sample_the_same_words() -> None:
+    settings = parse(["--model", "/model"])
+    lines = [
+        vllm_arguments(settings, drafter=None, element_type=None, pod=pod)
+        for pod in ("rollout-0", "rollout-1", "rollout-0")
+    ]
+    first, second, again = (value(line, "--seed") for line in lines)
+    assert first != second
+    assert first == again, "a pod that restarts keeps its seed"
+
+
 @pytest.mark.parametrize(
     "given",
     [("--dtype", "bfloat16"), ("--dtype=bfloat16",), ("--max_logprobs", "5"), ("--weight-transfer-config", "{}")],

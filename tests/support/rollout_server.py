@@ -35,6 +35,7 @@ class RolloutServer:
     store: Path
     log: Path
     drafter: Path  # the drafter that it started with
+    process: subprocess.Popen[bytes]
 
     @property
     def job(self) -> Path:
@@ -130,7 +131,7 @@ def rollout_server(
         process = subprocess.Popen(
             command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    server = RolloutServer(f"http://127.0.0.1:{port}", store, log, folder / "scratch" / "drafter")
+    server = RolloutServer(f"http://127.0.0.1:{port}", store, log, folder / "scratch" / "drafter", process)
     try:
         eventually(lambda: _answers(server, process), deadline=START_LIMIT, every=0.5, reason="the server answers")
         yield server

@@ -132,7 +132,8 @@ class VllmEngine:
 
     async def stage_drafter(self, *, path: str, sha256: str) -> None:
         """Starts reading in the workers."""
-        await self._client.collective_rpc("tlt_stage_drafter", args=(path, sha256))
+        for answer in await self._client.collective_rpc("tlt_stage_drafter", args=(path, sha256)):
+            _accepted(answer)
 
     async def drafter_staged(self) -> bool:
         """Asks the workers."""

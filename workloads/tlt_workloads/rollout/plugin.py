@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 
 def register() -> None:
     """Adds the weight-transfer engine `tlt`, the capture tap, the control methods and the work-arounds.
@@ -15,7 +17,7 @@ def register() -> None:
 
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    if "tlt" not in WeightTransferEngineFactory._registry:
+    with contextlib.suppress(ValueError):  # registered already
         WeightTransferEngineFactory.register_engine("tlt", "tlt_workloads.rollout.weights", "TltWeightTransferEngine")
     compat.attach_to_workers()
     compat.add_core_methods()

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,14 +22,14 @@ from tlt_workloads.rollout.engine import DrafterRefusedError
 from tlt_workloads.rollout.gate import RequestGate
 from tlt_workloads.rollout.lease import NotHolderError
 from tlt_workloads.rollout.locations import OutsideStoreError
-from tlt_workloads.rollout.pod import RefusedError
+from tlt_workloads.rollout.pod import RefusedError, RolloutPod
 from tlt_workloads.rollout.speculation import SpeculationRefusedError
 from tlt_workloads.store import StoreError
 
 logger = logging.getLogger("vllm.tlt")
 
 LONGEST_WAIT = 60.0  # seconds of a long poll
-HEARTBEAT = 1.0  # seconds between two looks at whether a polling holder is still connected
+HEARTBEAT = 0.5  # seconds between two looks at whether a polling holder, or the server, is still there
 
 router = APIRouter()
 Payload = TypeVar("Payload")
@@ -78,8 +78,8 @@ def failure(status: int, reason: str, message: str) -> JSONResponse:
 @control
 async def get_state(request: Request, rollout: Rollout) -> Response:
     """`GET state?seq=&wait=`: the pod's facts, at the next change."""
-    seq, wait = _poll(request)
-    await rollout.pod.wait_for_change(seq, within=wait)
+    async for _ in _waiting(request, rollout.pod):
+        pass
     return JSONResponse(contract.encode(rollout.pod.facts()))
 
 
@@ -102,12 +102,9 @@ async def get_lease(request: Request, rollout: Rollout) -> Response:
     """`GET lease?holder=&seq=&wait=`: the lease at its next change; a heartbeat of the holder while it waits."""
     pod = rollout.pod
     holder = request.query_params.get("holder", "")
-    seq, wait = _poll(request)
     if holder:
         pod.heartbeat(holder)
-    while wait > 0 and pod.seq == seq:
-        await pod.wait_for_change(seq, within=min(wait, HEARTBEAT))
-        wait -= HEARTBEAT
+    async for _ in _waiting(request, pod):
         if holder and not await request.is_disconnected():
             pod.heartbeat(holder)
     lease = pod.facts().lease
@@ -185,6 +182,22 @@ async def _body(request: Request, kind: type[Payload]) -> Payload:
     except ValueError as error:
         raise BadRequestError(f"body: not JSON: {error}") from error
     return contract.decode(kind, data)
+
+
+async def _waiting(request: Request, pod: RolloutPod) -> AsyncIterator[None]:
+    """Waits as `?seq=&wait=` say, with a beat now and then.
+
+    A server that is told to stop waits for its open connections, so that polls must end then; the lease goes first.
+    """
+    seq, left = _poll(request)
+    while left > 0 and pod.seq == seq:
+        await pod.wait_for_change(seq, within=min(left, HEARTBEAT))
+        left -= HEARTBEAT
+        server = getattr(request.app.state, "server", None)
+        if server is not None and server.should_exit:
+            pod.revoke(contract.RevokeReason.SHUTDOWN)
+            return
+        yield
 
 
 def _poll(request: Request) -> tuple[int, float]:

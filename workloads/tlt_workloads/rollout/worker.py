@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tlt_workloads.contract import CaptureSettings
-from tlt_workloads.drafter import WEIGHTS_FILE, read_drafter_config
+from tlt_workloads.drafter import WEIGHTS_FILE, DrafterError, read_drafter_config
 from tlt_workloads.rollout.capture import CaptureTap
 from tlt_workloads.rollout.compat import tap_model_runner
 from tlt_workloads.rollout.counters import inherited_page
@@ -32,11 +32,8 @@ class WorkerSide:
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
-        page = inherited_page()
-        self._recorder = ShardRecorder(count=page.add if page else _ignore)
-        self._tap = CaptureTap(
-            self._recorder, count_seconds=(lambda seconds: page.add("seconds", seconds)) if page else _ignore
-        )
+        self._recorder: ShardRecorder | None = None
+        self._tap: CaptureTap | None = None
         self._swap: DrafterSwap | None = None
 
     def attach(self) -> None:
@@ -46,34 +43,45 @@ class WorkerSide:
         self._worker.tlt_stage_drafter = self.stage_drafter
         self._worker.tlt_drafter_staged = self.drafter_staged
         self._worker.tlt_apply_drafter = self.apply_drafter
-        if self._worker.speculative_config is not None:
+        if self._worker.speculative_config is not None and _sees_hidden_states():
+            page = inherited_page()
+            self._recorder = ShardRecorder(count=page.add if page else _ignore)
+            self._tap = CaptureTap(
+                self._recorder, count_seconds=(lambda seconds: page.add("seconds", seconds)) if page else _ignore
+            )
             tap_model_runner(self._worker.model_runner, self._tap)
 
     def set_policy_version(self, version: int) -> None:
         """From the next step on."""
-        self._tap.policy_version = version
+        if self._tap is not None:
+            self._tap.policy_version = version
 
     def capture(self, message: str) -> None:
         """Records from now on as ordered; `message` is the JSON of an `engine.CaptureOrder`."""
         order: dict[str, Any] = json.loads(message)
         settings = CaptureSettings(**order["settings"])
-        layers = tuple(int(layer) for layer in self._worker.model_runner.model.model.aux_hidden_state_layers)
+        self._worker.weight_transfer_engine.job_folder.url = order["store_url"]
+        if self._tap is None or self._recorder is None:
+            return
         self._recorder.direct(
             Destination(
                 store=open_store(order["store_url"]),
                 folder=order["folder"],
-                metadata=ShardMetadata(model=order["model"], layer_ids=layers),
+                metadata=ShardMetadata(model=order["model"], layer_ids=_auxiliary_layers(self._worker.get_model())),
                 settings=settings,
             )
         )
         self._tap.enabled = settings.enabled
-        self._worker.weight_transfer_engine.job_folder.url = order["store_url"]
 
-    def stage_drafter(self, path: str, sha256: str) -> None:
+    def stage_drafter(self, path: str, sha256: str) -> dict[str, Any]:
         """Reads a revision in the background."""
-        if self._swap is None:
-            self._swap = self._build_swap()
+        try:
+            if self._swap is None:
+                self._swap = self._build_swap()
+        except DrafterError as error:
+            return {"refused": "UnknownDrafter", "message": f"the server's own drafter cannot be read: {error}"}
         self._swap.stage(Path(path), sha256=sha256)
+        return {}
 
     def drafter_staged(self) -> dict[str, Any]:
         """Whether it is read."""
@@ -109,6 +117,19 @@ class WorkerSide:
         self._worker.start_draft_weight_update()
         self._worker.update_weights({"tensors": tensors})
         self._worker.finish_weight_update()
+
+
+def _sees_hidden_states() -> bool:
+    """Whether this worker has whole hidden states, and is the one among equals that records them."""
+    from vllm.distributed import get_pp_group, get_tp_group
+
+    return bool(get_pp_group().is_last_rank and get_tp_group().rank_in_group == 0)
+
+
+def _auxiliary_layers(model: torch.nn.Module) -> tuple[int, ...]:
+    """The layers whose input the engine hands to the drafter."""
+    found = (getattr(module, "aux_hidden_state_layers", ()) for module in model.modules())
+    return tuple(int(layer) for layer in next(filter(None, found), ()))
 
 
 def _ignore(*_: object) -> None:

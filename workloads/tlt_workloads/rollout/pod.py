@@ -32,6 +32,7 @@ from tlt_workloads.rollout.slumber import Slumber
 
 logger = logging.getLogger("vllm.tlt")
 
+ENGINE_POLL = 0.1  # seconds between two looks at an engine that still has requests which no caller waits for
 HAND_BACK_LIMIT = 60.0  # seconds that a request waits for a sleeping engine's GPU before the lease is ended for it
 
 
@@ -264,11 +265,20 @@ class RolloutPod:
             self._timer.cancel()
             self._timer = None
         now = self._clock()
-        deadlines = [at for at in (self.activity.next_edge(now), self.leases.next_deadline()) if at is not None]
+        lingers = now + ENGINE_POLL if self._engine_lingers(now) else None
+        edges = (self.activity.next_edge(now), self.leases.next_deadline(), lingers)
+        deadlines = [at for at in edges if at is not None]
         if deadlines:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(max(0.0, min(deadlines) - now), self._on_deadline)
 
     def _on_deadline(self) -> None:
-        self.leases.pass_time(now=self._clock())
-        self._note_change()
+        now = self._clock()
+        if self.leases.pass_time(now=now) or not self._engine_lingers(now):
+            self._note_change()
+        else:
+            self._arm()
+
+    def _engine_lingers(self, now: float) -> bool:
+        """Whether the last answer is out but the engine is not done; nobody will tell us when it is."""
+        return self.activity.is_idle(now) and self.engine.unfinished_requests() > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -18,9 +19,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from tlt_workloads.contract import POD_NAME_VARIABLE
-from tlt_workloads.rollout.placement import emulated_cores, pin
+from tlt_workloads.drafter import DrafterError, write_initial_drafter
+from tlt_workloads.rollout.compat import UnsupportedEngineError, check_engine_version, engine_version
+from tlt_workloads.rollout.counters import create_page
+from tlt_workloads.rollout.placement import PlacementError, emulated_cores, pin
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # without them a CPU emulates bfloat16, at a tenth of the speed
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - vLLM's processes talk through it
+SHARED_MEMORY_NEEDED = 160 << 20  # bytes of vLLM's message queue; a container has 64 MiB unless told otherwise
 CACHE_VARIABLES = ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "MPLCONFIGDIR")
 
 
@@ -114,27 +120,30 @@ def environment_for(environment: Mapping[str, str], *, scratch: Path, on_cpu: bo
     return wanted
 
 
+class StartError(RuntimeError):
+    """The server cannot run here; the message says what to change."""
+
+
+def check_shared_memory(free: int) -> None:
+    """Refuses a container whose shared memory is too small for vLLM.
+
+    Raises:
+        StartError: names the size and the way out.
+    """
+    if free < SHARED_MEMORY_NEEDED:
+        raise StartError(
+            f"{SHARED_MEMORY} has {free >> 20} MiB free, vLLM needs {SHARED_MEMORY_NEEDED >> 20}; "
+            "mount an emptyDir with medium Memory there"
+        )
+
+
 def main() -> None:
-    """Prepares and becomes the server."""
+    """Prepares and becomes the server; what is wrong with the command line or the place is said in one sentence."""
     settings = parse(sys.argv[1:])
-    scratch = Path(os.environ.get("TLT_SCRATCH") or Path(tempfile.gettempdir()) / "tlt")
-    scratch.mkdir(parents=True, exist_ok=True)
-    cores = emulated_cores(os.environ, available=frozenset(os.sched_getaffinity(0)))
-    if cores:
-        os.environ.update(pin(cores))
-
-    from vllm.platforms import current_platform
-
-    on_cpu = current_platform.is_cpu()
-    os.environ.update(environment_for(os.environ, scratch=scratch, on_cpu=on_cpu))
-
-    from tlt_workloads.rollout.counters import create_page
-
-    create_page()
-    element_type = element_type_for(_processor_flags()) if on_cpu else None
-    drafter = _first_drafter(settings, scratch) if settings.speculate else None
-    pod = os.environ.get(POD_NAME_VARIABLE) or socket.gethostname()
-    sys.argv = [sys.argv[0], *vllm_arguments(settings, drafter=drafter, element_type=element_type, pod=pod)]
+    try:
+        _prepare(settings)
+    except (DrafterError, PlacementError, StartError, UnsupportedEngineError) as error:
+        raise SystemExit(f"tlt-rollout: {error}") from error
 
     # Not the `vllm` command: it looks for the metadata of a distribution that the CPU build does not bear the name of.
     from vllm.entrypoints.launchers.api_server.entry import main as serve
@@ -142,11 +151,30 @@ def main() -> None:
     serve()
 
 
+def _prepare(settings: Settings) -> None:
+    check_shared_memory(shutil.disk_usage(SHARED_MEMORY).free)
+    scratch = Path(os.environ.get("TLT_SCRATCH") or Path(tempfile.gettempdir()) / "tlt")
+    scratch.mkdir(parents=True, exist_ok=True)
+    cores = emulated_cores(os.environ, available=frozenset(os.sched_getaffinity(0)))
+    if cores:
+        os.environ.update(pin(cores))
+
+    check_engine_version(engine_version())
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    os.environ.update(environment_for(os.environ, scratch=scratch, on_cpu=on_cpu))
+
+    create_page()
+    element_type = element_type_for(_processor_flags()) if on_cpu else None
+    drafter = _first_drafter(settings, scratch) if settings.speculate else None
+    pod = os.environ.get(POD_NAME_VARIABLE) or socket.gethostname()
+    sys.argv = [sys.argv[0], *vllm_arguments(settings, drafter=drafter, element_type=element_type, pod=pod)]
+
+
 def _first_drafter(settings: Settings, scratch: Path) -> Path:
     if settings.drafter_folder is not None:
         return settings.drafter_folder
-    from tlt_workloads.drafter import write_initial_drafter
-
     folder = scratch / "drafter"
     write_initial_drafter(_model_folder(settings.model), folder, draft_vocab_size=settings.draft_vocab_size)
     return folder

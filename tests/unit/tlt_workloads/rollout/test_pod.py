@@ -105,6 +105,19 @@ async def test_requests_that_the_door_did_not_see_count_too() -> None:
         await pod.grant(wanted())
 
 
+async def test_the_idle_edge_waits_for_an_engine_that_is_not_done() -> None:
+    pod = make_pod(idle_after=0.01)
+    await pod.admit()
+    pod.engine.unfinished = 1  # type: ignore[attr-defined]  # aborted by its caller, still in the engine
+    pod.depart(failed=False, aborted=True)
+    seq = pod.seq
+    await asyncio.sleep(0.03)
+    assert pod.seq == seq
+    pod.engine.unfinished = 0  # type: ignore[attr-defined]
+    await asyncio.wait_for(pod.wait_for_change(seq, within=60), timeout=10)
+    assert pod.facts().idle
+
+
 @pytest.mark.parametrize(("change", "reason"), [("set_paused", "Paused"), ("set_updating", "Updating")])
 async def test_a_paused_or_updating_pod_is_not_lent(change: str, reason: str) -> None:
     pod = make_pod()

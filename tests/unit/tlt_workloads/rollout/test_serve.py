@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tlt_workloads.rollout.serve import element_type_for, environment_for, parse, vllm_arguments
+from tlt_workloads.rollout.serve import (
+    StartError,
+    check_shared_memory,
+    element_type_for,
+    environment_for,
+    parse,
+    vllm_arguments,
+)
 
 
 def arguments(*given: str, drafter: Path | None = Path("/drafter"), element_type: str | None = "float32") -> list[str]:
@@ -76,6 +83,12 @@ def test_a_plain_server_has_no_drafter() -> None:
 )
 def test_the_element_type_follows_the_processor(flags: set[str], expected: str) -> None:
     assert element_type_for(frozenset(flags)) == expected
+
+
+def test_too_little_shared_memory_is_said_before_anything_starts() -> None:
+    check_shared_memory(160 << 20)
+    with pytest.raises(StartError, match=r"64 MiB free.*emptyDir with medium Memory"):
+        check_shared_memory(64 << 20)
 
 
 def test_the_plugin_is_named_beside_others(tmp_path: Path) -> None:

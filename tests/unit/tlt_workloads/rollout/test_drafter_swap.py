@@ -1,0 +1,150 @@
+"""A drafter in a worker: checked before it is near the engine, and undone when loading goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from tests.support.eventually import eventually
+from tests.support.tiny_target import write_tiny_target
+from tlt_workloads.drafter import write_initial_drafter
+from tlt_workloads.rollout.drafter_swap import DrafterSwap, RefusedDrafterError
+
+
+class Policy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed_tokens = nn.Embedding(96, 32)
+        self.layer = nn.Linear(32, 32)
+
+
+class Drafter(nn.Module):
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.embed_tokens = policy.embed_tokens
+
+
+class Worker:
+    """The two models and what vLLM's loader would do; `harm` happens once, while a drafter is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        target = write_tiny_target(folder / "target")
+        config = write_initial_drafter(target, folder / "drafter", draft_vocab_size=32)
+        self.initial = load((folder / "drafter" / "model.safetensors").read_bytes())
+        self.policy = Policy()
+        self.drafter = Drafter(self.policy)
+        self.loaded: list[Mapping[str, torch.Tensor]] = []
+        self.harm = lambda: None
+        self.swap = DrafterSwap(
+            policy=self.policy,
+            drafter=self.drafter,
+            config=config,
+            initial=lambda: self.initial,
+            load_tensors=self._load,
+        )
+
+    def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.loaded.append(tensors)
+        harm, self.harm = self.harm, lambda: None
+        harm()
+
+    def stage(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        folder.mkdir(exist_ok=True)
+        data = save(dict(tensors))
+        (folder / "model.safetensors").write_bytes(data)
+        self.swap.stage(folder, sha256=hashlib.sha256(data).hexdigest())
+        eventually(self.swap.ready, reason="the drafter is staged")
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker(tmp_path)
+
+
+def changed(worker: Worker) -> dict[str, torch.Tensor]:
+    return worker.initial | {"norm.weight": worker.initial["norm.weight"] * 2}
+
+
+def test_a_good_drafter_is_put_in_place(worker: Worker, tmp_path: Path) -> None:
+    worker.stage(tmp_path / "r1", changed(worker))
+    answer = worker.swap.apply()
+    assert answer["before"] == answer["after"]
+    (loaded,) = worker.loaded
+    assert "t2d" not in loaded
+    assert torch.equal(loaded["norm.weight"], changed(worker)["norm.weight"])
+
+
+def test_nothing_is_applied_twice_or_unasked(worker: Worker, tmp_path: Path) -> None:
+    with pytest.raises(RefusedDrafterError, match="no drafter is staged"):
+        worker.swap.apply()
+    worker.stage(tmp_path / "r1", worker.initial)
+    worker.swap.apply()
+    with pytest.raises(RefusedDrafterError, match="no drafter is staged"):
+        worker.swap.apply()
+
+
+def test_a_policy_that_loading_touched_is_put_back(worker: Worker, tmp_path: Path) -> None:
+    before = worker.policy.embed_tokens.weight.detach().clone()
+    worker.stage(tmp_path / "r1", changed(worker))
+
+    def overwrite() -> None:
+        with torch.no_grad():
+            worker.policy.embed_tokens.weight[50, 7] += 1
+
+    worker.harm = overwrite
+    with pytest.raises(RefusedDrafterError) as caught:
+        worker.swap.apply()
+    assert caught.value.reason == "PolicyTouched"
+    assert torch.equal(worker.policy.embed_tokens.weight, before)
+    assert worker.loaded[-1] is worker.initial
+
+
+def test_a_drafter_that_does_not_load_leaves_the_one_before(worker: Worker, tmp_path: Path) -> None:
+    worker.stage(tmp_path / "r1", changed(worker))
+    worker.swap.apply()
+    good = worker.loaded[-1]
+    worker.stage(tmp_path / "r2", worker.initial)
+
+    def fail() -> None:
+        raise RuntimeError("kernel")
+
+    worker.harm = fail
+    with pytest.raises(RefusedDrafterError, match="kernel") as caught:
+        worker.swap.apply()
+    assert caught.value.reason == "LoadFailed"
+    assert worker.loaded[-1] is good
+
+
+def test_a_second_revision_replaces_one_that_is_still_being_read(worker: Worker, tmp_path: Path) -> None:
+    for name in ("r1", "r2"):
+        (tmp_path / name).mkdir()
+    first, second = save(worker.initial), save(changed(worker))
+    (tmp_path / "r1" / "model.safetensors").write_bytes(first)
+    (tmp_path / "r2" / "model.safetensors").write_bytes(second)
+    worker.swap.stage(tmp_path / "r1", sha256=hashlib.sha256(first).hexdigest())
+    worker.swap.stage(tmp_path / "r2", sha256=hashlib.sha256(second).hexdigest())
+    eventually(worker.swap.ready, reason="the drafter is staged")
+    worker.swap.apply()
+    assert torch.equal(worker.loaded[-1]["norm.weight"], changed(worker)["norm.weight"])
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", (2**40).to_bytes(8, "little") + b"{}"])
+def test_other_files_are_refused(worker: Worker, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    worker.swap.stage(tmp_path, sha256=hashlib.sha256(content).hexdigest())
+
+    def refused() -> str | None:
+        try:
+            worker.swap.ready()
+        except RefusedDrafterError as error:
+            return error.reason
+        return None
+
+    assert eventually(refused, reason="the file is refused") == "Unreadable"

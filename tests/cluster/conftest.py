@@ -16,6 +16,7 @@ from tests.support.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 OPERATOR_NAMESPACE = "tlt-system"
+RELEASE = "tlt"  # the demo's: two operators on one cluster would both act on every job
 EMBEDDED = os.environ.get("CLUSTER", "embedded") == "embedded"
 OPERATOR_IMAGE = os.environ.get("TLT_OPERATOR_IMAGE", "localhost/tlt-operator:dev")
 WORKLOADS_IMAGE = os.environ.get("TLT_WORKLOADS_IMAGE", "localhost/tlt-workloads:dev")
@@ -56,14 +57,14 @@ def operator(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster with the operator installed from the chart."""
     repository, _, tag = OPERATOR_IMAGE.rpartition(":")
     cluster.helm(
-        *("upgrade", "--install", "tlt-test", str(ROOT / "charts" / "tlt-operator"), "--wait", "--timeout", "3m"),
+        *("upgrade", "--install", RELEASE, str(ROOT / "charts" / "tlt-operator"), "--wait", "--timeout", "3m"),
         *("--namespace", OPERATOR_NAMESPACE, "--create-namespace"),
         *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
         *("--set", f"operator.workloadsImage={WORKLOADS_IMAGE}"),
     )
     yield cluster
     if not os.environ.get("TLT_KEEP"):
-        cluster.helm("uninstall", "tlt-test", "--namespace", OPERATOR_NAMESPACE, "--wait")
+        cluster.helm("uninstall", RELEASE, "--namespace", OPERATOR_NAMESPACE, "--wait")
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "target": {"model": MODEL, "servedName": "policy"},
         "rollout": {"selector": {"matchLabels": LABELS}},
         "idle": {"after": "300ms", "minWindow": "3s", "scope": "Tail"},
-        "drafter": {"draftVocabSize": 4096, "speculativeTokens": 3},
+        "drafter": {"speculativeTokens": 3},
         "training": {"trigger": {"minNewTokens": ENOUGH_TOKENS}, "learningRate": 0.001},
         "store": {"url": "file:///tlt", "volumeClaim": "store"},
     }

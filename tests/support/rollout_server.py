@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "token-of-the-test"
 JOB = "team/job"
 POD = "pod-0"
+PR_SET_PDEATHSIG = 1  # see prctl(2)
 START_LIMIT = 600.0  # seconds; half a minute on two free cores
 
 
@@ -129,7 +131,13 @@ def rollout_server(
     command += ["--host", "127.0.0.1", "--served-model-name", "policy", "--enforce-eager", *arguments]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=folder, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=folder,
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
     server = RolloutServer(f"http://127.0.0.1:{port}", store, log, folder / "scratch" / "drafter", process)
     try:
@@ -143,6 +151,11 @@ def rollout_server(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _end_with_parent() -> None:
+    """A test run that is killed takes its server along."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _answers(server: RolloutServer, process: subprocess.Popen[bytes]) -> bool:

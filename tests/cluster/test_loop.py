@@ -16,7 +16,7 @@ from tests.cluster.conftest import WORKLOADS_IMAGE, kill_operator, operator_pod
 from tests.support.cluster import Cluster
 from tests.support.eventually import eventually
 from tests.support.rollouts import LABELS, MODEL, Load, complete, rollout_set, state_of
-from tlt_workloads.contract import LeasePhase, RevokeReason, RolloutState
+from tlt_workloads.contract import EndedLease, LeasePhase, RevokeReason, RolloutState
 
 JOB = "loop"
 ENOUGH_TOKENS = 600
@@ -146,15 +146,12 @@ def test_an_idle_pod_trains_while_the_other_generates_and_both_get_the_revision(
         return bool(set(rollouts.revisions("Active")) - known)
 
     eventually(learned, deadline=400, every=1, reason="a new active revision")
-    newest = rollouts.revisions("Active")
-    assert len(newest) == 1, "one revision is active"
-    for index in (0, 1):
-        eventually(
-            lambda index=index: rollouts.state(index).drafter_revision == newest[0],
-            deadline=30,
-            every=0.2,
-            reason=f"revision {newest[0]} in pod {index}",
-        )
+
+    def both_have_the_active_one() -> bool:
+        active = rollouts.revisions("Active")  # asked again each time: the next one may be on its way
+        return len(active) == 1 and all(rollouts.state(index).drafter_revision == active[0] for index in (0, 1))
+
+    eventually(both_have_the_active_one, deadline=60, every=0.2, reason="the one active revision in both pods")
     after = [rollouts.state(index) for index in (0, 1)]
     assert after[0].lent_seconds > before[0].lent_seconds
     assert [state.failed_requests for state in after] == [0, 0]
@@ -181,9 +178,16 @@ def test_a_pod_whose_peers_are_idle_too_is_not_lent_in_scope_tail(rollouts: Roll
 def test_a_request_takes_the_device_back(rollouts: Rollouts) -> None:
     load = train_while_the_other_generates(rollouts)
     failed_before = rollouts.state(0).failed_requests
-    answers = complete(rollouts.addresses[0], tokens=16)
-    assert len(answers) == 1
-    ended = eventually(lambda: rollouts.state(0).last_lease, deadline=20, every=0.2, reason="the end of the lease")
+    lease = rollouts.state(0).lease
+    assert lease is not None
+    assert len(complete(rollouts.addresses[0], tokens=16)) == 1
+
+    def the_end() -> EndedLease | None:
+        last = rollouts.state(0).last_lease
+        return last if last is not None and last.id == lease.id else None
+
+    ended = eventually(the_end, deadline=20, every=0.2, reason="the end of the lease")
+    assert ended is not None
     assert ended.reason is RevokeReason.REQUEST
     assert rollouts.state(0).failed_requests == failed_before
     load.answers()

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench import results
+from bench import results, tables
 from bench.demo import picture, summary
 from bench.demo.cluster import ROOT
 from bench.demo.console import Console
@@ -48,6 +48,7 @@ def make(
     picture.draw(demo, baseline, PICTURE)
     console.say(f"timeline picture: {PICTURE}")
     console.say(f"figures: {results.write('demo', command='make demo', metrics=metrics)}")
+    tables.write()
     if publish:
         PUBLISHED_PICTURE.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(PICTURE, PUBLISHED_PICTURE)

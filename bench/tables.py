@@ -1,0 +1,62 @@
+"""Writes docs/performance.md from the result files, so that a table can show measured figures only.
+
+python -m bench.tables            writes the page
+python -m bench.tables --check    fails when the page is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from bench.results import FOLDER, ROOT, read
+
+PAGE = ROOT / "docs" / "performance.md"
+HEAD = """# Performance
+
+Made from `bench/results/*.json` by `python -m bench.tables`. Names that end in `_ratio` compare with a named baseline
+in the same run; above 1 is better for us. An accelerator of the embedded cluster stands for one CPU core
+([how](concepts.md#emulated-accelerators)).
+"""
+
+
+def section(result: dict[str, Any]) -> str:
+    """One benchmark: the command, the machine, and a row per figure."""
+    machine = result["machine"]
+    hardware = f"{machine['cpu']} ({', '.join(machine['isa'])})"
+    lines = [
+        f"## {result['benchmark']}",
+        "",
+        f"`{result['command']}` at commit {result['commit']}, {result['date'][:10]}, on {hardware}, "
+        f"{machine['cores']} cores, {machine['memory_gib']:g} GiB.",
+        "",
+        "| figure | value |",
+        "|---|---:|",
+        *(f"| `{name}` | {value:g} |" for name, value in result["metrics"].items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """The whole page, benchmarks by name."""
+    return "\n".join([HEAD, *(section(read(file.stem)) for file in sorted(FOLDER.glob("*.json")))])
+
+
+def write() -> None:
+    """Makes the page anew, after a result file has changed."""
+    PAGE.write_text(page())
+
+
+def main() -> int:
+    """Writes or checks the page."""
+    if "--check" not in sys.argv:
+        write()
+        return 0
+    if PAGE.exists() and PAGE.read_text() == page():
+        return 0
+    print("docs/performance.md is out of date; run python -m bench.tables", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

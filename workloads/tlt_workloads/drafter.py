@@ -57,6 +57,7 @@ class DrafterConfig:
     position: Mapping[str, Any]
     norm_before_residual: bool = False
     norm_output: bool = False
+    fc_norm: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` that vLLM reads."""
@@ -76,6 +77,7 @@ class DrafterConfig:
             "max_position_embeddings": self.max_positions,
             "norm_before_residual": self.norm_before_residual,
             "norm_output": self.norm_output,
+            "fc_norm": self.fc_norm,
             "hidden_act": "silu",
             "attention_bias": False,
             "tie_word_embeddings": False,
@@ -147,6 +149,7 @@ def parse_drafter_config(data: Mapping[str, Any], *, where: str) -> DrafterConfi
             position={key: data[key] for key in _POSITION_KEYS if key in data},
             norm_before_residual=data.get("norm_before_residual", False),
             norm_output=data.get("norm_output", False),
+            fc_norm=data.get("fc_norm", False),
         )
     except KeyError as error:
         raise DrafterError(f"{where}: field {error.args[0]!r} is missing") from error
@@ -172,6 +175,8 @@ def drafter_tensors(config: DrafterConfig) -> dict[str, TensorSpec]:
         "norm.weight": (hidden,),
         "lm_head.weight": (config.draft_vocab_size, hidden),
     }
+    if config.fc_norm:
+        weights |= {f"fc_norm.{index}.weight": (hidden,) for index in range(len(config.layer_ids))}
     specs = {name: TensorSpec(shape=shape, dtype=torch.bfloat16) for name, shape in weights.items()}
     if config.draft_vocab_size == config.vocab_size:
         # A head of full size may be shared with the target, like the embedding; the target's own is used instead.
@@ -356,6 +361,7 @@ def initial_tensors(
         **{f"{_LAYER}.{name}": widened(name) for name in (f"self_attn.{part}_proj.weight" for part in "qkv")},
         f"{_LAYER}.self_attn.o_proj.weight": copied("self_attn.o_proj.weight"),
         **{f"{_LAYER}.mlp.{part}_proj.weight": copied(f"mlp.{part}_proj.weight") for part in ("gate", "up", "down")},
+        **{name: ones for name in specs if name.startswith("fc_norm.")},
         f"{_LAYER}.input_layernorm.weight": ones,
         f"{_LAYER}.hidden_norm.weight": ones if input_norm is None else input_norm,
         f"{_LAYER}.post_attention_layernorm.weight": copied("post_attention_layernorm.weight"),

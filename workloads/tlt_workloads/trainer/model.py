@@ -169,6 +169,7 @@ def _speculators_config(config: DrafterConfig, *, draft_length: int, device: tor
         draft_vocab_size=config.draft_vocab_size,
         norm_before_residual=config.norm_before_residual,
         norm_output=config.norm_output,
+        fc_norm=config.fc_norm,
         eagle_aux_hidden_state_layer_ids=list(config.layer_ids),
         speculators_config=SpeculatorsConfig(
             algorithm="eagle3",

@@ -34,6 +34,7 @@ _RIDGE = 0.1  # of a feature's variance
 _RIDGE_MLP = 0.3
 _SELF_SCORE = 16.0  # attention logit of a position for itself, where others have about zero
 _UNIT = 0.125  # spread of what the weights see; with it the usual learning rates of Adam are right
+_VALUES = 0.125  # spread of what the attention carries
 _CALIBRATION_ROWS = 512
 _BLOCK = 2048  # rows between two looks at the stop flag
 
@@ -161,7 +162,7 @@ def _reduced(
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     directions = torch.linalg.svd(root @ (weights * importance), full_matrices=False).Vh[:rank]
     narrow = (weights * importance) @ directions.T
-    scale = _spread(inputs @ narrow) / _UNIT
+    scale = _spread(inputs @ narrow) / _VALUES
     missing = rank - len(directions)
     return (
         torch.nn.functional.pad(narrow / scale, (0, missing)),

@@ -251,7 +251,7 @@ class TrainerConfig:
     method: str = "Eagle3"
     draft_vocab_size: int = 8192
     draft_length: int = 3
-    learning_rate: float = 8e-4
+    learning_rate: float = 1e-4
     max_policy_lag: int = 4
     min_new_tokens: int = 20000  # a window starts only with at least this many tokens not yet trained on
     checkpoint_interval: float = 5.0

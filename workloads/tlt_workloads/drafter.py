@@ -57,7 +57,7 @@ class DrafterConfig:
     position: Mapping[str, Any]
     norm_before_residual: bool = False
     norm_output: bool = False
-    fc_norm: bool = False
+    fc_norm: bool = False  # each auxiliary layer is normalised by itself
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` that vLLM reads."""
@@ -110,6 +110,7 @@ def drafter_config(target: Mapping[str, Any], *, draft_vocab_size: int) -> Draft
             rms_norm_eps=float(target.get("rms_norm_eps", 1e-5)),
             max_positions=int(target["max_position_embeddings"]),
             position={key: target[key] for key in _POSITION_KEYS if target.get(key) is not None},
+            fc_norm=True,
         )
     except KeyError as error:
         raise DrafterError(f"target {CONFIG_FILE}: field {error.args[0]!r} is missing") from error

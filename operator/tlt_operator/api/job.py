@@ -132,7 +132,7 @@ class Training:
     trigger: Trigger = field(default_factory=Trigger)
     max_trainers: int = 8
     keep_warm: float = 600.0
-    learning_rate: float = 8e-4
+    learning_rate: float = 1e-4
     template: TrainerTemplate = field(default_factory=TrainerTemplate)
 
 

@@ -133,6 +133,17 @@ class Feed:
                 count += item.rows
         return chosen
 
+    def freshest(self, *, tokens: int) -> list[CapturedSequence]:
+        """Sequences to train on, those that come next by the buffer's rule, of about so many tokens together."""
+        chosen, count = [], 0
+        for item in self._order():
+            if count >= tokens:
+                break
+            if sequence := self._sequence(item.shard, item.index):
+                chosen.append(sequence)
+                count += item.rows
+        return chosen
+
     def token_counts(self) -> Counter[int]:
         """How often the policy produced each token, over all sequences that are known."""
         counts: Counter[int] = Counter()

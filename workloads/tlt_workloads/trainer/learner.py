@@ -9,7 +9,7 @@ import torch
 from speculators.models.eagle3 import Eagle3DraftModel
 
 from tlt_workloads.trainer.data import TrainingBatch
-from tlt_workloads.trainer.model import Objective, draft_loss, trainable_tensors
+from tlt_workloads.trainer.model import Objective, draft_loss, own_parameters, trainable_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _VOCABULARY = ("d2t", "t2d")
@@ -24,7 +24,7 @@ class OptimiserSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     gradient_norm: float = 1.0
-    step_tokens: int = 256  # trained positions of one optimiser step
+    step_tokens: int = 100  # trained positions of one optimiser step, at least
 
 
 class Learner:
@@ -83,7 +83,7 @@ class Learner:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything that a checkpoint must hold: weights, moments, vocabulary."""
-        state = {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
+        state = {f"model.{name}": parameter.detach() for name, parameter in own_parameters(self.model).items()}
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
                 if moment in self._optimiser.state[parameter]:

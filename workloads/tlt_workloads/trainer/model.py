@@ -1,6 +1,8 @@
 """The drafter in memory: speculators' EAGLE-3 module around our files.
 
-The module trains `fc`, its decoder layer and its norm.  Embedding and head are frozen copies of the target's.
+The module trains `fc`, the matrices of its decoder layer and its last norm.  Embedding and head are frozen copies of
+the target's.  The other norms only put what they read into units of its own spread (`fit.py`); what their gains could
+learn, the matrices behind them can, while one step of Adam on a gain of a thousandth would undo it.
 `speculators` would apply the target's final norm to the recorded last hidden state; the engine records it after that
 norm, so here the norm is the identity.
 """
@@ -20,6 +22,9 @@ from transformers import LlamaConfig
 
 from tlt_workloads.drafter import DrafterConfig, DrafterError, TargetFiles, drafter_tensors
 from tlt_workloads.trainer.packing import PackedBatch
+
+_BORROWED = ("embed_tokens.", "lm_head.", "verifier_")
+_UNITS = ("fc_norm.", "input_layernorm.", "hidden_norm.", "post_attention_layernorm.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +79,13 @@ def build_drafter(
     }
     model.load_state_dict(state, strict=True, assign=True)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in drafter_tensors(config) and name != "lm_head.weight")
+        parameter.requires_grad_(name in own_parameters(model) and not any(unit in name for unit in _UNITS))
     return model
+
+
+def own_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are the drafter's and not its target's, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if not name.startswith(_BORROWED)}
 
 
 def trainable_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -16,14 +16,15 @@ from tlt_workloads.store import Store, open_store
 from tlt_workloads.trainer.checkpoint import CheckpointWriter
 from tlt_workloads.trainer.data import DataSettings, Feed, TrainingBatch
 from tlt_workloads.trainer.learner import Learner, OptimiserSettings
-from tlt_workloads.trainer.model import Objective, build_drafter, on_every_layer, read_frozen_target
-from tlt_workloads.trainer.progress import latest_progress
+from tlt_workloads.trainer.model import FrozenTarget, Objective, build_drafter, on_every_layer, read_frozen_target
+from tlt_workloads.trainer.progress import TrainingProgress, latest_progress
 from tlt_workloads.trainer.release import attempted, judge, release, release_due
 from tlt_workloads.trainer.settings import TrainerSettings
-from tlt_workloads.trainer.start import Start, find_start, parent_tensors, shape_of_drafter
+from tlt_workloads.trainer.start import Start, find_start, parent_tensors, shape_of_drafter, solve_start
 from tlt_workloads.trainer.target import find_target
 
 REFRESH_INTERVAL = 2.0  # s between looks for new shards
+SOLVED_TOKENS = 6000  # that a first drafter is solved from
 MICRO_STEP_SECONDS = 0.2
 SMALLEST_BATCH, LARGEST_BATCH = 64, 8192  # rows
 
@@ -38,6 +39,7 @@ class Session:
         store: Store,
         target: TargetFiles,
         shape: DrafterConfig,
+        frozen: FrozenTarget,
         start: Start,
         feed: Feed,
         device: torch.device,
@@ -49,9 +51,9 @@ class Session:
         self._shape = shape
         self._feed = feed
         self._device = device
-        self._frozen = read_frozen_target(target, start.tensors.get("t2d"))
+        self._frozen = frozen
         self._progress = replace(start.progress, windows=start.progress.windows + 1)
-        self._saved_at = (start.progress.trained_tokens, start.progress.attempted_tokens)
+        self._saved_at = (0, 0) if start.is_new else _landmarks(start.progress)
         self._refreshed = time.monotonic()
         model = self._build(start.tensors)
         on_every_layer(model, check)
@@ -123,10 +125,9 @@ class Session:
     def checkpoint(self) -> None:
         """Starts writing a checkpoint when there is anything new to keep."""
         progress = replace(self._progress, steps=self._learner.steps, shards=self._feed.progress())
-        state = (progress.trained_tokens, progress.attempted_tokens)
-        if state != self._saved_at:
+        if _landmarks(progress) != self._saved_at:
             self._checkpoints.write(progress, self._learner.tensors())
-            self._saved_at = state
+            self._saved_at = _landmarks(progress)
 
     def close(self) -> None:
         """Writes what is not yet kept and waits until it is durable."""
@@ -189,6 +190,7 @@ def open_session(settings: TrainerSettings, *, device: torch.device, check: Call
 
     Raises:
         StoreError, DrafterError: the settings do not fit what is there; trying again cannot help.
+        StepAbandonedError: asked to stop before there was anything to keep.
     """
     store = open_store(settings.job_store_url)
     target = TargetFiles(find_target(settings.config.target_model))
@@ -205,6 +207,29 @@ def open_session(settings: TrainerSettings, *, device: torch.device, check: Call
     )
     feed.refresh()
     start = find_start(store, config=settings.config, target=target, shape=shape, token_counts=feed.token_counts)
+    frozen = read_frozen_target(target, start.tensors.get("t2d"))
+    if start.is_new and settings.config.initial_revision is None:
+        start = solve_start(
+            start,
+            shape=shape,
+            frozen=frozen,
+            sequences=feed.freshest(tokens=SOLVED_TOKENS),
+            device=device,
+            check=check,
+        )
     return Session(
-        settings, store=store, target=target, shape=shape, start=start, feed=feed, device=device, check=check
+        settings,
+        store=store,
+        target=target,
+        shape=shape,
+        frozen=frozen,
+        start=start,
+        feed=feed,
+        device=device,
+        check=check,
     )
+
+
+def _landmarks(progress: TrainingProgress) -> tuple[int, int]:
+    """Changes whenever there is something new to keep."""
+    return progress.trained_tokens, progress.attempted_tokens

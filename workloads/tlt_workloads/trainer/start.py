@@ -1,13 +1,13 @@
 """Where training begins.
 
-The newest checkpoint, else the newest revision, else the drafter that the job names, else one made from the target.
+The newest checkpoint, else the newest revision, else the drafter that the job names, else one that is solved for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from safetensors import SafetensorError
@@ -26,10 +26,15 @@ from tlt_workloads.drafter import (
     initial_tensors,
     parse_drafter_config,
 )
+from tlt_workloads.shards import CapturedSequence
 from tlt_workloads.store import Store, open_store
 from tlt_workloads.trainer.checkpoint import load_checkpoint
+from tlt_workloads.trainer.fit import fit_drafter, fitted_rows
+from tlt_workloads.trainer.model import FrozenTarget
 from tlt_workloads.trainer.progress import TrainingProgress
 from tlt_workloads.trainer.revisions import published_revisions, revision_folder
+
+FEWEST_ROWS = 500  # fewer would not determine a regression
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,7 @@ class Start:
     tensors: Mapping[str, torch.Tensor]  # by their names in a drafter file
     progress: TrainingProgress = field(default_factory=TrainingProgress)
     moments: Mapping[str, torch.Tensor] = field(default_factory=dict)  # of the optimiser
+    is_new: bool = False  # nothing of it is in the store
 
 
 def shape_of_drafter(config: TrainerConfig, target: TargetFiles) -> DrafterConfig:
@@ -91,7 +97,35 @@ def find_start(
         )
         return Start(revision_tensors(store, newest.revision, shape), progress)
     chosen = draft_vocabulary(token_counts(), draft_vocab_size=shape.draft_vocab_size, vocab_size=shape.vocab_size)
-    return Start(untrained_tensors(config, target=target, shape=shape, vocabulary=chosen))
+    return Start(untrained_tensors(config, target=target, shape=shape, vocabulary=chosen), is_new=True)
+
+
+def solve_start(
+    start: Start,
+    *,
+    shape: DrafterConfig,
+    frozen: FrozenTarget,
+    sequences: Sequence[CapturedSequence],
+    device: torch.device,
+    check: Callable[[], None],
+) -> Start:
+    """The drafter that linear regression finds from sequences, in the place of an untrained one.
+
+    Raises:
+        StepAbandonedError: `check` was asked to stop; nothing was done.
+    """
+    rows = sum(len(fitted_rows(sequence)) for sequence in sequences)
+    if rows < FEWEST_ROWS:
+        return start
+    tensors = fit_drafter(shape, start.tensors, frozen, sequences, device=device, check=check)
+    versions = [sequence.policy_version for sequence in sequences]
+    progress = replace(
+        start.progress,
+        trained_tokens=rows,
+        first_policy_version=min(versions),
+        last_policy_version=max(versions),
+    )
+    return replace(start, tensors=tensors, progress=progress)
 
 
 def parent_tensors(

@@ -77,10 +77,35 @@ def test_a_toy_language_is_learnt_and_published(settings: TrainerSettings, store
     )
 
 
+def test_what_is_solved_for_is_published_before_any_gradient(
+    settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=24)
+    train(settings, micro_steps=1)
+    first = published_revisions(store)[0]
+    assert first.evaluation.accept_length > 1.5
+    assert first.evaluation.parent_accept_length is not None
+    assert first.evaluation.accept_length > first.evaluation.parent_accept_length
+    assert latest_progress(store).trained_tokens >= first.trained_tokens > 1000
+
+
+def test_what_is_solved_for_is_kept_when_the_window_ends_at_once(
+    step_settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=24)
+    stop = StopFlag()
+    window = session(step_settings, stop)
+    stop.set()
+    assert train_window(window, stop, lambda _message: None) is WindowEnd.STOPPED
+    window.close()
+    assert latest_progress(store).trained_tokens > 1000
+    assert latest_progress(store).steps == 0
+
+
 def test_stopping_inside_a_micro_step_leaves_it_without_a_trace(
     step_settings: TrainerSettings, store: Store, language: ToyLanguage
 ) -> None:
-    language.write_shards(store, count=8)
+    language.write_shards(store, count=4)  # too little to solve for a first drafter
     for checks in range(1, 8):  # three draft steps forward, three backward, one more that never comes
         stop, seen = StopFlag(), 0
 

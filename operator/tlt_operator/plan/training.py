@@ -1,4 +1,8 @@
-"""Which trainer pods exist: one per rollout pod that may soon be lent, kept warm, gone when of no use."""
+"""Which trainer pods exist: one per rollout pod that may soon be lent, kept warm, gone when of no use.
+
+A trainer takes tens of seconds to import its libraries and costs only memory while it waits.  So trainers start with
+the rollout pods and before the first window, not when it is there.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,7 @@ from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
 from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
 from tlt_operator.plan.worker import WorkerState
 
-# A trainer takes tens of seconds to import its libraries: it is started at this share of `minNewTokens`, so that it is
-# warm when there is enough.
-START_AT = 0.5
+START_AT = 0.5  # share of `minNewTokens` at which a window is near
 
 
 def placement_obstacle(snapshot: Snapshot, pod: Pod) -> tuple[Reason, str] | None:
@@ -54,7 +56,7 @@ def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available
     spec = snapshot.job.spec
     if spec.suspend or snapshot.job.deleting:
         return ()
-    if available_tokens < START_AT * spec.training.trigger.min_new_tokens:
+    if not _window_near(snapshot, workers, available_tokens=available_tokens):
         return ()
     present = {trainer.pod.rollout_uid for trainer in snapshot.trainers}
     fit = [
@@ -66,6 +68,16 @@ def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available
     ]
     fit.sort(key=lambda view: (view.pod.uid not in present, -_idle_for(view), view.pod.name))
     return tuple(view.pod.uid for view in fit[: spec.training.max_trainers])
+
+
+def _window_near(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available_tokens: int) -> bool:
+    """Whether the next idle device may be worth lending: data is there, comes in, or the job has only just begun."""
+    training = snapshot.job.spec.training
+    return (
+        available_tokens >= START_AT * training.trigger.min_new_tokens
+        or WorkerState.BUSY in workers.values()
+        or any(_serves_for(view) < training.keep_warm for view in snapshot.rollouts)
+    )
 
 
 def _deletion(
@@ -107,3 +119,9 @@ def _unused_for(trainer: TrainerView) -> float:
 
 def _idle_for(view: RolloutView) -> float:
     return view.state.idle_for if view.state is not None else 0.0
+
+
+def _serves_for(view: RolloutView) -> float:
+    """Seconds since the pod's engine first answered; endless while it is silent."""
+    state = view.state
+    return state.busy_seconds + state.idle_seconds + view.age if state is not None else float("inf")

@@ -41,8 +41,19 @@ def deleted(actions: tuple[Action, ...]) -> dict[str, str | None]:
 
 
 def test_every_pod_gets_a_trainer_before_there_is_enough_data() -> None:
-    assert created(decide(make_snapshot(busy("a"), idle("b")), tokens=50)) == ["b-uid", "a-uid"]
-    assert created(decide(make_snapshot(busy("a"), idle("b")), tokens=49)) == []
+    old = {"idle_seconds": 600.0}  # serving for longer than keepWarm
+    assert created(decide(make_snapshot(idle("a", **old), idle("b", **old)), tokens=50)) == ["a-uid", "b-uid"]
+    assert created(decide(make_snapshot(idle("a", **old), idle("b", **old)), tokens=49)) == []
+
+
+def test_trainers_start_while_the_job_generates() -> None:
+    old = {"busy_seconds": 600.0}
+    assert created(decide(make_snapshot(busy("a", **old), idle("b", **old)), tokens=0)) == ["b-uid", "a-uid"]
+
+
+def test_trainers_start_with_the_rollout_pods() -> None:
+    assert created(decide(make_snapshot(idle("a", idle_seconds=1.0)), tokens=0)) == ["a-uid"]
+    assert created(decide(make_snapshot(make_rollout("a"), idle("b", idle_seconds=600.0)), tokens=0)) == []
 
 
 def test_max_trainers_bounds_their_number_and_those_that_exist_come_first() -> None:
@@ -123,9 +134,14 @@ def test_warm_trainer_is_kept_for_keep_warm_after_its_last_window() -> None:
         stop_seconds=0,
     )
     used = make_trainer("a", last_window=window, known_for=5000.0)
-    assert deleted(decide(make_snapshot(busy("a"), used), tokens=0)) == {}
-    assert set(deleted(decide(make_snapshot(busy("a"), dataclasses.replace(used, age=20.0)), tokens=0)))
-    assert deleted(decide(make_snapshot(busy("a"), dataclasses.replace(used, age=20.0)), tokens=1000)) == {}
+    assert deleted(decide(make_snapshot(idle("a", idle_seconds=5000.0), used), tokens=0)) == {}
+    assert set(
+        deleted(decide(make_snapshot(idle("a", idle_seconds=5000.0), dataclasses.replace(used, age=20.0)), tokens=0))
+    )
+    assert (
+        deleted(decide(make_snapshot(idle("a", idle_seconds=5000.0), dataclasses.replace(used, age=20.0)), tokens=1000))
+        == {}
+    )
 
 
 def test_outdated_trainer_is_replaced_but_never_while_it_holds_a_device() -> None:

@@ -35,7 +35,8 @@ _RIDGE_MLP = 0.3
 _SELF_SCORE = 16.0  # attention logit of a position for itself, where others have about zero
 _UNIT = 0.125  # spread of what the weights see; with it the usual learning rates of Adam are right
 _VALUES = 0.125  # spread of what the attention carries
-_CALIBRATION_ROWS = 512
+_CALIBRATION_ROWS = 256
+_VOCABULARY_ROWS = 8192  # of the embedding, evenly spread, that stand for all of it
 _BLOCK = 2048  # rows between two looks at the stop flag
 
 
@@ -88,7 +89,7 @@ def fit_drafter(
     mix = _regress(features, now, check=check)
     state = features @ mix  # [rows, hidden], the last hidden state as the auxiliary layers foretell it
 
-    vocabulary = _normalised(target.embedding.to(device, torch.float32), shape)
+    vocabulary = _normalised(_thinned(target.embedding, _VOCABULARY_ROWS).to(device, torch.float32), shape)
     _, embedding_gain = _standardised(vocabulary)
     normal_state, state_gain = _standardised(_normalised(state, shape))
     heard = torch.cat([examples.embedding * embedding_gain, normal_state], dim=1)  # [rows, 2 * hidden]
@@ -169,10 +170,8 @@ def _reduced(
 
     Outputs count as the head will see them, by `importance` [outputs].  A rank beyond the outputs is filled with zeros.
     """
-    covariance = inputs.T @ inputs / len(inputs)
-    values, vectors = torch.linalg.eigh(covariance)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    directions = torch.linalg.svd(root @ (weights * importance), full_matrices=False).Vh[:rank]
+    predicted = inputs @ (weights * importance)
+    directions = torch.linalg.eigh(predicted.T @ predicted).eigenvectors.T.flip(0)[:rank]  # the strongest first
     narrow = (weights * importance) @ directions.T
     scale = _spread(inputs @ narrow) / _VALUES
     missing = rank - len(directions)
@@ -220,10 +219,9 @@ def _random_features(
 
 def _best_scale(guess: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor) -> float:
     """How much to trust the guess: the factor under which its token probabilities come closest to the target's."""
-    rows = torch.linspace(0, len(guess) - 1, min(len(guess), _CALIBRATION_ROWS)).long()
-    logits = guess[rows] @ head.T
-    probabilities = torch.softmax(wanted[rows] @ head.T, dim=-1)
-    factors = [0.85**power for power in range(-2, 16)]
+    logits = _thinned(guess, _CALIBRATION_ROWS) @ head.T
+    probabilities = torch.softmax(_thinned(wanted, _CALIBRATION_ROWS) @ head.T, dim=-1)
+    factors = [0.8**power for power in range(-1, 10)]
     losses = [-float((probabilities * torch.log_softmax(logits * factor, -1)).sum()) for factor in factors]
     return factors[losses.index(min(losses))]
 
@@ -232,6 +230,11 @@ def _standardised(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Values with every dimension at the same spread, and the gains [dimensions] that make them so."""
     gain = _UNIT / _spread(values)
     return values * gain, gain
+
+
+def _thinned(values: torch.Tensor, count: int) -> torch.Tensor:
+    """At most so many rows, evenly spaced."""
+    return values[:: max(1, math.ceil(len(values) / count))]
 
 
 def _spread(values: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from tlt_workloads.trainer.start import Start, find_start, parent_tensors, shape
 from tlt_workloads.trainer.target import find_target
 
 REFRESH_INTERVAL = 2.0  # s between looks for new shards
-SOLVED_TOKENS = 6000  # that a first drafter is solved from
+SOLVED_TOKENS = 4000  # that a first drafter is solved from
 MICRO_STEP_SECONDS = 0.2
 SMALLEST_BATCH, LARGEST_BATCH = 64, 8192  # rows
 

@@ -46,7 +46,7 @@ class TrainerSettings:
     rollout_timeout: float = 5.0  # s without an answer after which the rollout pod counts as gone
     scan_interval: float = 2.0  # s between looks into the store
     publish_tokens: int = 2000  # trained positions after which a revision is tried
-    held_out_tokens: int = 1500  # that a revision is judged by
+    held_out_tokens: int = 1000  # that a revision is judged by
     data_memory_bytes: int = 512 << 20
 
     @property

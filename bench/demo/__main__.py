@@ -30,7 +30,7 @@ class Options:
     """The command line."""
 
     steps: int
-    baseline: bool
+    baseline_steps: int  # 0: no baseline
     probes: bool
     publish: bool
 
@@ -40,16 +40,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.demo", description=__doc__)
     parser.add_argument("--down", action="store_true", help="remove what the demo started")
     parser.add_argument("--report", action="store_true", help="make the report of the last run again")
-    parser.add_argument("--steps", type=int, default=6, help="RL steps of each run (default 6)")
-    parser.add_argument("--no-baseline", action="store_true", help="without the run that has no speculation")
+    parser.add_argument("--steps", type=int, default=6, help="RL steps of the run (default 6)")
+    parser.add_argument(
+        "--baseline-steps", type=int, default=3, help="RL steps of the run without speculation, 0 for none (default 3)"
+    )
     parser.add_argument("--no-probes", action="store_true", help="without the measurements after the run")
     parser.add_argument("--publish", action="store_true", help="copy picture and table into docs/")
     parsed = parser.parse_args()
     if parsed.steps < 1:
         parser.error(f"--steps: {parsed.steps} is less than 1")
+    if parsed.baseline_steps < 0:
+        parser.error(f"--baseline-steps: {parsed.baseline_steps} is less than 0")
     options = Options(
         steps=parsed.steps,
-        baseline=not parsed.no_baseline,
+        baseline_steps=parsed.baseline_steps,
         probes=not parsed.no_probes,
         publish=parsed.publish,
     )
@@ -99,7 +103,7 @@ class Demo:
         with self._console.stage("the first run's pods end", expected=20):
             deploy.free_devices(cluster, runs[DEMO])
         baseline = None
-        if self._options.baseline:
+        if self._options.baseline_steps:
             baseline = self._follow(cluster, runs[BASELINE], title="GRPO without speculation")
             cluster.delete_namespaces(runs[BASELINE].namespace)
         minutes = (time.monotonic() - self._console.began) / 60
@@ -111,7 +115,8 @@ class Demo:
         self._console.say(f"done in {minutes:.1f} minutes; `make demo-down` removes it")
 
     def _runs(self) -> dict[str, Run]:
-        return {name: Run(name=name, namespace=f"grpo-{name}", steps=self._options.steps) for name in (DEMO, BASELINE)}
+        steps = {DEMO: self._options.steps, BASELINE: self._options.baseline_steps}
+        return {name: Run(name=name, namespace=f"grpo-{name}", steps=count) for name, count in steps.items()}
 
     def _cluster(self) -> Cluster:
         if not self._embedded:
@@ -149,7 +154,7 @@ class Demo:
 
     def _follow(self, cluster: Cluster, run: Run, *, title: str) -> Recording:
         with self._console.stage(f"{title}: rollout pods", expected=90):
-            deploy.apply_example(cluster, run, self._choices, steps=self._options.steps)
+            deploy.apply_example(cluster, run, self._choices, steps=run.steps)
             deploy.wait_for_pods(cluster, run)
         with (
             self._console.stage(f"{title}: {run.steps} RL steps", expected=run.steps * STEP_SECONDS + 60),

@@ -123,11 +123,21 @@ class Demo:
             cluster = Cluster.named()
             self._console.say(f"cluster: the context {cluster.context} of your kubeconfig")
             return cluster
-        self._step("tools", "devcluster", "tools", expected=5, advice="run it as root on Debian or Ubuntu")
+        self._step(
+            "tools", "devcluster", "tools", expected=5, from_nothing=60, advice="run it as root on Debian or Ubuntu"
+        )
         began = time.monotonic()
         with ThreadPoolExecutor(2) as pool:
             builds = [
-                pool.submit(self._step, "binaries", "devcluster", "build", expected=5, advice="see the log it names"),
+                pool.submit(
+                    self._step,
+                    "binaries",
+                    "devcluster",
+                    "build",
+                    expected=5,
+                    from_nothing=1200,
+                    advice="see the log it names",
+                ),
                 pool.submit(self._images),
             ]
             for build in builds:
@@ -135,21 +145,34 @@ class Demo:
         self._built_something = time.monotonic() - began > FIRST_RUN_SECONDS
         self._step("cluster", "devcluster", "up", expected=15, advice="`make demo-down`, then `make demo`")
         images = (self._choices.operator_image, self._choices.workloads_image)
-        self._step("images to the node", "devcluster", "load", *images, expected=100, advice="`make images` first")
+        self._step(
+            "images to the node",
+            "devcluster",
+            "load",
+            *images,
+            expected=5,
+            from_nothing=150,
+            advice="`make images` first",
+        )
         return Cluster.embedded()
 
     def _images(self) -> None:
-        with self._console.stage("images", expected=5):
+        log = LOGS / "images.log"
+        log.unlink(missing_ok=True)
+        with self._console.stage("images", expected=5, from_nothing=900, log=log):
             run_logged(
                 [sys.executable, "images/build.py", "operator", "workloads"],
-                log=LOGS / "images.log",
+                log=log,
                 folder=ROOT,
                 advice="the log says which step failed; `make images` tries again",
             )
 
-    def _step(self, name: str, module: str, *arguments: str, expected: float, advice: str) -> None:
-        with self._console.stage(name, expected=expected):
-            log = LOGS / f"{name.replace(' ', '-')}.log"
+    def _step(
+        self, name: str, module: str, *arguments: str, expected: float, advice: str, from_nothing: float | None = None
+    ) -> None:
+        log = LOGS / f"{name.replace(' ', '-')}.log"
+        log.unlink(missing_ok=True)
+        with self._console.stage(name, expected=expected, from_nothing=from_nothing, log=log):
             run_logged([sys.executable, "-m", module, *arguments], log=log, folder=ROOT, advice=advice)
 
     def _follow(self, cluster: Cluster, run: Run, *, title: str) -> Recording:

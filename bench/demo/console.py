@@ -35,16 +35,28 @@ class Console:
             print(f"[{clock(time.monotonic() - self.began):>6}] {text}", flush=True)
 
     @contextlib.contextmanager
-    def stage(self, name: str, *, expected: float) -> Iterator[None]:
-        """Shows a stage while it runs; `expected` in seconds."""
+    def stage(
+        self, name: str, *, expected: float, from_nothing: float | None = None, log: Path | None = None
+    ) -> Iterator[None]:
+        """Shows a stage while it runs.
+
+        Args:
+            name: for the user.
+            expected: seconds.
+            from_nothing: seconds when nothing is there yet that later runs reuse.
+            log: its last line says how far the stage is.
+        """
         began = time.monotonic()
         over = threading.Event()
 
         def remind() -> None:
             while not over.wait(REMINDER_SECONDS):
-                self.say(f"{name}: {clock(time.monotonic() - began)} of about {clock(expected)}")
+                elapsed = time.monotonic() - began
+                limit = from_nothing if from_nothing is not None and elapsed > expected else expected
+                self.say(f"{name}: {clock(elapsed)} of about {clock(limit)}{last_line(log)}")
 
-        self.say(f"{name} (about {clock(expected)})")
+        first_time = f", {clock(from_nothing)} the first time" if from_nothing is not None else ""
+        self.say(f"{name} (about {clock(expected)}{first_time})")
         reminder = threading.Thread(target=remind, daemon=True)
         reminder.start()
         try:
@@ -56,6 +68,14 @@ class Console:
             over.set()
             reminder.join()
         self.say(f"{name}: done in {clock(time.monotonic() - began)}")
+
+
+def last_line(log: Path | None) -> str:
+    """The end of a log, ready to stand behind a colon; empty when there is none."""
+    if log is None or not log.exists():
+        return ""
+    lines = log.read_text(errors="replace").split("\n")
+    return next((f": {line.strip(' .')}" for line in reversed(lines) if line.strip()), "")
 
 
 def clock(seconds: float) -> str:

@@ -25,6 +25,7 @@ CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 _EMBEDDING_SHARE = 0.1  # how loudly the untrained drafter hears the newest token's embedding
 _LAYER = "layers.0"
+_VOCABULARY_HINT = "; spec.drafter.draftVocabSize and --draft-vocab-size of the rollout servers must be equal"
 _POSITION_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
@@ -202,7 +203,9 @@ def check_drafter_tensors(tensors: Mapping[str, torch.Tensor], config: DrafterCo
             raise DrafterError(f"{name}: missing")
         tensor = tensors[name]
         if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
-            raise DrafterError(f"{name}: {tensor.dtype} {[*tensor.shape]}, expected {spec.dtype} {[*spec.shape]}")
+            found, wanted = f"{tensor.dtype} {[*tensor.shape]}", f"{spec.dtype} {[*spec.shape]}"
+            hint = _VOCABULARY_HINT if name in ("lm_head.weight", "d2t") else ""
+            raise DrafterError(f"{name}: {found}, expected {wanted}{hint}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DrafterError(f"{name}: holds values that are not finite")
     if "d2t" in tensors:

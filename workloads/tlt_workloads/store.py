@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-SUPPORTED_SCHEMES = ("file", "s3", "gs", "az", "memory")
+SUPPORTED_SCHEMES = ("file", "s3", "gs", "abfs", "memory")
 _CHUNK = 1 << 20
 
 
@@ -139,7 +139,7 @@ def open_store(url: str) -> Store:
     """Opens a store; nothing is created until the first write.
 
     Args:
-        url: `file:///folder`, an absolute path, or `s3://`, `gs://`, `az://` with bucket and prefix.
+        url: `file:///folder`, an absolute path, or `s3://`, `gs://`, `abfs://` with bucket and prefix.
 
     Raises:
         StoreError: unknown scheme, relative path, or the scheme's package is not installed.

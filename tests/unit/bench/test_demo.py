@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bench.demo import deploy, picture
-from bench.demo.console import StageError, clock, run_logged, tail
+from bench.demo.console import StageError, clock, last_line, run_logged, tail
 from bench.demo.deploy import Choices, split_image
 from bench.demo.follow import Run, told
 from bench.demo.recording import Recording
@@ -145,3 +145,11 @@ def test_a_failed_command_shows_the_end_of_its_log(tmp_path: Path) -> None:
 def test_clocks_and_tails() -> None:
     assert clock(3661) == "61:01"
     assert tail("a\nb\nc", lines=2) == "b\nc"
+
+
+def test_the_end_of_a_log_says_how_far_a_stage_is(tmp_path: Path) -> None:
+    log = tmp_path / "stage.log"
+    assert last_line(log) == ""
+    log.write_text("building\n  ... kubernetes 0:15 of about 6:00\n\n")
+    assert last_line(log) == ": kubernetes 0:15 of about 6:00"
+    assert last_line(None) == ""

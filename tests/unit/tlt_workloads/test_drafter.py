@@ -120,6 +120,15 @@ def test_anything_but_a_drafter_is_refused(target: Path, tmp_path: Path, change:
         check_drafter_tensors(tensors, config)
 
 
+def test_a_drafter_of_another_vocabulary_is_refused_with_the_fields_that_must_agree(
+    target: Path, tmp_path: Path
+) -> None:
+    config = write_initial_drafter(target, tmp_path / "drafter", draft_vocab_size=24)
+    write_initial_drafter(target, tmp_path / "other", draft_vocab_size=32)
+    with pytest.raises(DrafterError, match=r"spec\.drafter\.draftVocabSize and --draft-vocab-size"):
+        check_drafter_tensors(load_file(tmp_path / "other/model.safetensors"), config)
+
+
 def test_a_sharded_target_is_read_through_its_index(target: Path, tmp_path: Path) -> None:
     (target / "model.safetensors").rename(target / "model-00001-of-00001.safetensors")
     names = load_file(target / "model-00001-of-00001.safetensors").keys()

@@ -102,6 +102,15 @@ class Learner:
                     **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS},
                 }
 
+    def forget(self) -> None:
+        """Lets go of all tensors; the learner is of no use afterwards."""
+        self._optimiser.state.clear()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+        for _, buffer in self.model.named_buffers():
+            buffer.data = torch.empty(0, dtype=buffer.dtype)
+
     def _drop_gradients(self) -> None:
         self._optimiser.zero_grad(set_to_none=True)
         self._batches, self._positions = [], 0

@@ -55,6 +55,7 @@ class Session:
         self._progress = replace(start.progress, windows=start.progress.windows + 1)
         self._saved_at = (0, 0) if start.is_new else _landmarks(start.progress)
         self._refreshed = time.monotonic()
+        self._is_released = False
         model = self._build(start.tensors)
         on_every_layer(model, check)
         self._learner = Learner(
@@ -129,9 +130,21 @@ class Session:
             self._checkpoints.write(progress, self._learner.tensors())
             self._saved_at = _landmarks(progress)
 
+    def release_device(self) -> None:
+        """Copies what is not yet kept to the host and frees the device; no step can follow.
+
+        So the device is back long before a checkpoint is durable, however slow the store is.
+        """
+        self.checkpoint()
+        self._learner.forget()
+        self._is_released = True
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def close(self) -> None:
         """Writes what is not yet kept and waits until it is durable."""
-        self.checkpoint()
+        if not self._is_released:
+            self.checkpoint()
         self._checkpoints.close()
 
     def _rows(self) -> int:

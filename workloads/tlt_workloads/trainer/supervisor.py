@@ -35,6 +35,7 @@ from tlt_workloads.trainer.workshop import Worker, Workshop
 
 IDLE_WAIT = 20.0  # s of a long poll without a lease
 HELD_WAIT = 2.0  # s with one: each answer is a heartbeat
+WRITING_LIMIT = 60.0  # s that a worker may write on after it has left the device
 RETRY_PAUSE = 0.5  # s after an unreachable rollout pod
 LONGEST_REFUSAL = 60.0  # s without windows after repeated failures
 _log = logging.getLogger(__name__)
@@ -148,9 +149,14 @@ class Supervisor:
                 WindowOrder(settings=self._settings, lease_id=lease.id), self._listener(record)
             )
             self._board.update(phase=TrainerPhase.TRAINING, message=f"window {lease.id}: worker {worker.pid}")
-            reason, stop_seconds = await self._attend(worker, lease, record)
-        self._ended.add(lease.id)
-        await self._give_back()
+            stop = await self._until_over(worker, lease)
+            stop_seconds = await self._stop(worker, lease, stop) if stop is not None else 0.0
+            await self._give_back(lease)
+            self._board.update(phase=TrainerPhase.STOPPING)  # it may still write its checkpoint
+            code = await worker.wait(limit=WRITING_LIMIT)
+            reason = stop.reason if stop is not None else self._own_end(record, code)
+        else:
+            await self._give_back(lease)
         self._settle(record)
         self._board.update(
             phase=TrainerPhase.FAILED if self._is_failed(record) else TrainerPhase.WAITING,
@@ -174,25 +180,28 @@ class Supervisor:
             return WindowEnd.NO_DATA
         return None
 
-    async def _attend(self, worker: Worker, lease: LeaseView, record: _Record) -> tuple[str, float]:
-        """Waits for the worker or for a reason to stop it; returns the reason and how long stopping took."""
-        done = asyncio.ensure_future(worker.wait())
-        while (stop := self._stop_reason(lease)) is None and not done.done():
+    async def _until_over(self, worker: Worker, lease: LeaseView) -> _Stop | None:
+        """Returns why the worker must stop, or None when it has left the device by itself."""
+        released = asyncio.ensure_future(worker.released())
+        while (stop := self._stop_reason(lease)) is None and not released.done():
             self._news.clear()
             news = asyncio.ensure_future(self._news.wait())
-            await asyncio.wait({done, news}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({released, news}, return_when=asyncio.FIRST_COMPLETED)
             news.cancel()
-        if done.done():
-            return self._own_end(record, done.result()), 0.0
-        assert stop is not None
+        if released.done():
+            return None
+        released.cancel()
+        return stop
+
+    async def _stop(self, worker: Worker, lease: LeaseView, stop: _Stop) -> float:
+        """Returns when the worker has left the device, and how many seconds that took."""
         seen = time.monotonic()
         self._board.update(phase=TrainerPhase.STOPPING, message=f"window {lease.id}: {stop.reason}")
         await worker.stop(grace=self._settings.config.grace)
-        await done
         seconds = time.monotonic() - seen
         if worker.was_killed:
             _log.warning("window %s: worker killed after %.2f s", lease.id, seconds)
-        return stop.reason, seconds
+        return seconds
 
     def _stop_reason(self, lease: LeaseView) -> _Stop | None:
         if self._shutting_down:
@@ -236,7 +245,8 @@ class Supervisor:
 
         return listen
 
-    async def _give_back(self) -> None:
+    async def _give_back(self, lease: LeaseView) -> None:
+        self._ended.add(lease.id)
         with contextlib.suppress(RolloutUnreachableError):
             await self._leases.give_back(patience=self._settings.rollout_timeout)
 

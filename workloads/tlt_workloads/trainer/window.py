@@ -38,6 +38,13 @@ class WorkerPublished:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerReleased:
+    """It computes no more and has nothing on the device; what is left to do is writing the checkpoint."""
+
+    end: WindowEnd
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerEnded:
     """The last word: everything is durable, the process exits."""
 
@@ -53,4 +60,4 @@ class WorkerFailed:
     permanent: bool  # trying again with the same settings cannot help
 
 
-WorkerMessage = WorkerReady | WorkerStepped | WorkerPublished | WorkerEnded | WorkerFailed
+WorkerMessage = WorkerReady | WorkerStepped | WorkerPublished | WorkerReleased | WorkerEnded | WorkerFailed

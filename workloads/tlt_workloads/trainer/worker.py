@@ -23,7 +23,14 @@ from tlt_workloads.trainer.session import open_session
 from tlt_workloads.trainer.settings import TrainerSettings, WindowOrder
 from tlt_workloads.trainer.stopping import StepAbandonedError, StopFlag
 from tlt_workloads.trainer.target import TargetError
-from tlt_workloads.trainer.window import WindowEnd, WorkerEnded, WorkerFailed, WorkerMessage, WorkerReady
+from tlt_workloads.trainer.window import (
+    WindowEnd,
+    WorkerEnded,
+    WorkerFailed,
+    WorkerMessage,
+    WorkerReady,
+    WorkerReleased,
+)
 
 LOWEST_PRIORITY = 19
 _PR_SET_PDEATHSIG = 1
@@ -38,8 +45,7 @@ def run_window(order: WindowOrder, messages: Connection) -> None:
     _die_with_parent()
     try:
         device = take_device(order.settings)
-        end = _run(order.settings, device, stop, messages.send)
-        messages.send(WorkerEnded(end=end, peak_memory=_peak_memory(device)))
+        messages.send(_run(order.settings, device, stop, messages.send))
     except (TargetError, DrafterError, StoreError) as error:
         messages.send(WorkerFailed(message=str(error), permanent=True))
     except Exception as error:  # noqa: BLE001 - the edge of the process
@@ -61,16 +67,20 @@ def take_device(settings: TrainerSettings) -> torch.device:
 
 def _run(
     settings: TrainerSettings, device: torch.device, stop: StopFlag, send: Callable[[WorkerMessage], None]
-) -> WindowEnd:
+) -> WorkerEnded:
     try:
         session = open_session(settings, device=device, check=stop.abandon_step)
     except StepAbandonedError:
-        return WindowEnd.STOPPED
+        return WorkerEnded(end=WindowEnd.STOPPED, peak_memory=_peak_memory(device))
     send(WorkerReady())
     try:
-        return train_window(session, stop, send)
+        end = train_window(session, stop, send)
+        peak_memory = _peak_memory(device)
+        session.release_device()
+        send(WorkerReleased(end=end))
     finally:
         session.close()
+    return WorkerEnded(end=end, peak_memory=peak_memory)
 
 
 def _die_with_parent() -> None:

@@ -13,12 +13,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from tlt_workloads.trainer.settings import WindowOrder
-from tlt_workloads.trainer.window import WorkerFailed, WorkerMessage
+from tlt_workloads.trainer.window import WorkerFailed, WorkerMessage, WorkerReleased
 
 HEAVY_MODULE = "tlt_workloads.trainer.worker"
 
@@ -67,7 +67,9 @@ class Worker:
         self._receiver = receiver
         self._on_message = on_message
         self._drained = asyncio.Event()
+        self._released = asyncio.Event()
         self._gone = asyncio.ensure_future(_exit_code(process))
+        self._gone.add_done_callback(lambda _: self._released.set())
         self.was_killed = False
         asyncio.get_running_loop().add_reader(receiver.fileno(), self._read)
 
@@ -76,21 +78,37 @@ class Worker:
         """Its process id."""
         return self._process.pid or 0
 
-    async def wait(self) -> int:
-        """Returns the exit code once the process is gone and its last message was handed on."""
+    async def released(self) -> None:
+        """Returns once it has nothing on the device, by its own word or because it is gone."""
+        await self._released.wait()
+
+    async def stop(self, *, grace: float) -> None:
+        """Asks it to stop, and returns when it has left the device.
+
+        It is killed when that takes longer than the grace; a killed process always frees its device.
+        """
+        self._signal(signal.SIGTERM)
+        await self._within(grace, self.released())
+        await self.released()
+
+    async def wait(self, *, limit: float | None = None) -> int:
+        """Returns the exit code once the process is gone and its last message was handed on.
+
+        Args:
+            limit: seconds after which it is killed.
+        """
+        if limit is not None:
+            await self._within(limit, asyncio.shield(self._gone))
         code = await asyncio.shield(self._gone)
         await self._drained.wait()
         return code
 
-    async def stop(self, *, grace: float) -> None:
-        """Asks it to stop and kills it after the grace; a killed process always frees its device."""
-        self._signal(signal.SIGTERM)
+    async def _within(self, seconds: float, end: Awaitable[object]) -> None:
         try:
-            await asyncio.wait_for(self.wait(), grace)
+            await asyncio.wait_for(end, seconds)
         except TimeoutError:
             self.was_killed = True
             self._signal(signal.SIGKILL)
-            await self.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -104,6 +122,8 @@ class Worker:
             self._receiver.close()
             self._drained.set()
             return
+        if isinstance(message, WorkerReleased):
+            self._released.set()
         self._on_message(message)
 
 

@@ -102,6 +102,23 @@ def test_what_is_solved_for_is_kept_when_the_window_ends_at_once(
     assert latest_progress(store).steps == 0
 
 
+def test_nothing_is_left_on_the_device_and_everything_gets_written(
+    step_settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=8)
+    stop = StopFlag()
+    window = session(step_settings, stop)
+    train_window(window, stop, lambda message: stop.set() if isinstance(message, WorkerStepped) else None)
+    model = window._learner.model
+    window.release_device()
+    assert sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers())) == 0
+    window.close()
+    found = load_checkpoint(store)
+    assert found is not None
+    assert found[0].steps == 1
+    assert all(bool(torch.isfinite(tensor.float()).all()) for tensor in found[1].values())
+
+
 def test_stopping_inside_a_micro_step_leaves_it_without_a_trace(
     step_settings: TrainerSettings, store: Store, language: ToyLanguage
 ) -> None:

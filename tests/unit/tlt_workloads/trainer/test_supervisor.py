@@ -54,25 +54,35 @@ class FakeWorker:
     def __init__(self, on_message: Callable[[WorkerMessage], None], events: list[str]) -> None:
         self.tell = on_message
         self.was_killed = False
+        self.writes_for_long = False
         self._events = events
+        self._released = asyncio.Event()
         self._gone = asyncio.Event()
         self._code = 0
+
+    def release(self) -> None:
+        self._events.append("worker off the device")
+        self._released.set()
 
     def end(self, *messages: WorkerMessage, code: int = 0) -> None:
         for message in messages:
             self.tell(message)
         self._code = code
+        self._released.set()
         self._gone.set()
 
-    async def wait(self) -> int:
+    async def released(self) -> None:
+        await self._released.wait()
+
+    async def wait(self, *, limit: float | None = None) -> int:
         await self._gone.wait()
         return self._code
 
     async def stop(self, *, grace: float) -> None:
         self._events.append("worker asked to stop")
-        self.end(WorkerEnded(end=WindowEnd.STOPPED, peak_memory=5))
-        await self.wait()
-        self._events.append("worker gone")
+        self.release()
+        if not self.writes_for_long:
+            self.end(WorkerEnded(end=WindowEnd.STOPPED, peak_memory=5))
 
 
 class FakeWorkshop(Workshop):
@@ -174,12 +184,39 @@ async def test_a_request_takes_the_device_back_from_the_worker(settings: Trainer
         worker.tell(WorkerStepped(steps=2, tokens=180, loss=4.0))
         pod.rollout.generate()
         window = await pod.window()
-        assert pod.events == ["worker started", "worker asked to stop", "worker gone", "lease given back"]
+        assert pod.events == ["worker started", "worker asked to stop", "worker off the device", "lease given back"]
         assert window.stop_reason == "Request"
         assert (window.steps, window.tokens, window.loss_first, window.loss_last) == (2, 180, 5.0, 4.0)
         assert window.lease_to_first_step is not None
         assert pod.board.facts.phase is TrainerPhase.WAITING
         assert pod.board.facts.peak_memory == 5
+
+
+@pytest.mark.usefixtures("recorded")
+async def test_the_device_is_back_before_the_checkpoint_is_written(settings: TrainerSettings) -> None:
+    async with trainer_pod(settings) as pod:
+        await pod.lend()
+        worker = await pod.worker()
+        worker.writes_for_long = True
+        pod.rollout.generate()
+        await eventually_async(lambda: "lease given back" in pod.events)
+        assert pod.board.facts.phase is TrainerPhase.STOPPING
+        assert pod.board.facts.windows == 0
+        worker.end(WorkerEnded(end=WindowEnd.STOPPED, peak_memory=5))
+        assert (await pod.window()).stop_reason == "Request"
+        assert pod.events == ["worker started", "worker asked to stop", "worker off the device", "lease given back"]
+
+
+@pytest.mark.usefixtures("recorded")
+async def test_a_worker_that_has_used_everything_gives_back_before_it_has_written(settings: TrainerSettings) -> None:
+    async with trainer_pod(settings) as pod:
+        await pod.lend()
+        worker = await pod.worker()
+        worker.release()
+        await eventually_async(lambda: "lease given back" in pod.events)
+        assert pod.board.facts.phase is not TrainerPhase.WAITING
+        worker.end(WorkerEnded(end=WindowEnd.DONE, peak_memory=7))
+        assert (await pod.window()).stop_reason == "Done"
 
 
 async def test_a_lease_without_data_is_given_back_at_once(settings: TrainerSettings) -> None:
@@ -208,7 +245,7 @@ async def test_a_rollout_pod_that_is_gone_stops_the_worker(settings: TrainerSett
         await pod.worker()
         await pod.rollout.stop()
         await eventually_async(lambda: pod.board.facts.windows == 1)
-        assert pod.events == ["worker started", "worker asked to stop", "worker gone"]
+        assert pod.events == ["worker started", "worker asked to stop", "worker off the device"]
         window = pod.board.facts.last_window
         assert window is not None
         assert window.stop_reason == "Error: rollout pod unreachable"
@@ -279,7 +316,7 @@ async def test_the_end_of_the_pod_stops_the_worker_and_gives_the_lease_back(sett
         await pod.worker()
         pod.supervisor.shut_down()
         assert (await pod.window()).stop_reason == "Shutdown"
-        assert pod.events == ["worker started", "worker asked to stop", "worker gone", "lease given back"]
+        assert pod.events == ["worker started", "worker asked to stop", "worker off the device", "lease given back"]
 
 
 @pytest.mark.usefixtures("recorded")

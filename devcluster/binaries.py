@@ -28,6 +28,8 @@ class GoModule:
     """(name that Go gives, name that we use) where they differ."""
     needed_by_control_plane: bool = False
     needed_by_node: bool = True
+    only_by_name: bool = False
+    """Not built unless it is asked for: most work does without it."""
 
     @property
     def folder(self) -> Path:
@@ -103,7 +105,7 @@ MODULES = (
         version_variables=("helm.sh/helm/v3/internal/version.version",),
         needed_by_node=False,
     ),
-    GoModule(name="kwok", upstream="sigs.k8s.io/kwok", expected_seconds=100, needed_by_node=False),
+    GoModule(name="kwok", upstream="sigs.k8s.io/kwok", expected_seconds=100, needed_by_node=False, only_by_name=True),
 )
 
 

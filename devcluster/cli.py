@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
     build = verbs.add_parser("build", help="build the binaries that are missing from the cache")
     names = [module.name for module in binaries.MODULES]
-    build.add_argument("modules", nargs="*", metavar="MODULE", help=f"one of {', '.join(names)}; default: all")
+    build.add_argument("modules", nargs="*", metavar="MODULE", help=f"one of {', '.join(names)}; default: all but kwok")
     build.set_defaults(verb=_build)
 
     for name, verb, words in (
@@ -82,7 +82,9 @@ def _tools(parsed: argparse.Namespace) -> int:
 
 def _build(parsed: argparse.Namespace) -> int:
     try:
-        chosen = [binaries.module_named(name) for name in parsed.modules] or list(binaries.MODULES)
+        chosen = [binaries.module_named(name) for name in parsed.modules] or [
+            module for module in binaries.MODULES if not module.only_by_name
+        ]
     except KeyError as error:
         print(
             f"devcluster: no module {error}; there are {', '.join(m.name for m in binaries.MODULES)}", file=sys.stderr

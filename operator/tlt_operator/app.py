@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
+import uuid
 from typing import Any, cast
 
 import aiohttp
@@ -22,6 +25,7 @@ from tlt_operator.config import Settings
 from tlt_operator.errors import FinalError
 from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.context import Context
+from tlt_operator.reconcile.election import Election
 from tlt_operator.reconcile.jobs import Jobs
 from tlt_operator.telemetry.metrics import Metrics
 from tlt_operator.telemetry.probes import Probes
@@ -40,6 +44,8 @@ class Operator:
         self._session: aiohttp.ClientSession | None = None
         self._jobs: Jobs | None = None
         self._recheck: asyncio.Task[None] | None = None
+        self._election: Election | None = None
+        self._leading: asyncio.Task[None] | None = None
         self._probes = Probes(trouble=self._trouble, ready=self.ready.is_set)
 
     @property
@@ -69,6 +75,16 @@ class Operator:
         )
         self._jobs = Jobs(context)
         self._recheck = asyncio.create_task(self._jobs.recheck())
+        if self.settings.leader_lease:
+            self._election = Election(
+                kube=self._kube,
+                namespace=self.settings.leader_namespace,
+                name=self.settings.leader_lease,
+                identity=f"{context.instance}_{uuid.uuid4()}",
+            )
+            self._leading = asyncio.create_task(self._lead(self._election, self._jobs))
+        else:
+            self._jobs.begin()
         await self._probes.start(self.settings.probe_port)
 
     async def stop(self) -> None:
@@ -76,12 +92,27 @@ class Operator:
         await self._probes.stop()
         if self._recheck is not None:
             await cancel(self._recheck)
+        if self._leading is not None:
+            await cancel(self._leading)
         if self._jobs is not None:
             await self._jobs.close()
+        if self._election is not None:
+            await self._election.release()
         if self._session is not None:
             await self._session.close()
         if self._kube is not None:
             await self._kube.close()
+
+    async def _lead(self, election: Election, jobs: Jobs) -> None:
+        """Acts while this operator holds the Lease, and ends the process when it does not any more."""
+        await election.win()
+        jobs.begin()
+        try:
+            await election.hold()
+        except Exception as error:  # noqa: BLE001 - whatever ends the renewal ends the acting
+            logger.error("%s; this operator stops", error)
+            await jobs.close()
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _trouble(self) -> str:
         if self._jobs is None:

@@ -42,6 +42,8 @@ class Settings:
     resync_interval: float = 300.0  # children are applied again this often, in case somebody changed them
     lease_ttl: float = 10.0  # a lease ends without a heartbeat from its trainer for this long
     lease_window: float = 600.0  # a lease ends after this long whatever happens; it may be granted again
+    leader_lease: str = ""  # name of the Lease by which one of several operators acts; empty = this one always does
+    leader_namespace: str = "default"  # where that Lease is
     request_timeout: float = 10.0  # of calls to pods and to the API server, long polls excepted
 
     @classmethod

@@ -103,6 +103,7 @@ class World:
 
     async def start_operator(self) -> None:
         self.jobs = Jobs(self.context)
+        self.jobs.begin()
         self._feeder = asyncio.create_task(self._feed())
 
     async def stop_operator(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -75,13 +76,27 @@ def free_port() -> int:
     return port
 
 
+@contextlib.contextmanager
+def operator_process(kubeconfig: Path, namespace: str, log: Path) -> Iterator[Process]:
+    found = Process(kubeconfig, namespace, log, free_port(), free_port())
+    try:
+        yield found
+    finally:
+        if found.process is not None and found.process.poll() is None:
+            found.process.kill()
+            found.process.wait()
+
+
 @pytest.fixture
 def process(kubeconfig: Path, namespace: str, tmp_path: Path) -> Iterator[Process]:
-    found = Process(kubeconfig, namespace, tmp_path / "operator.log", free_port(), free_port())
-    yield found
-    if found.process is not None and found.process.poll() is None:
-        found.process.kill()
-        found.process.wait()
+    with operator_process(kubeconfig, namespace, tmp_path / "operator.log") as found:
+        yield found
+
+
+@pytest.fixture
+def standby(kubeconfig: Path, namespace: str, tmp_path: Path) -> Iterator[Process]:
+    with operator_process(kubeconfig, namespace, tmp_path / "standby.log") as found:
+        yield found
 
 
 async def test_it_looks_after_jobs_answers_probes_and_ends_on_sigterm(world: World, process: Process) -> None:
@@ -131,6 +146,35 @@ async def test_killed_in_the_middle_of_a_lease_the_next_one_goes_on(world: World
     await eventually_async(lambda: idle.last_lease, deadline=60, reason="the end of the adopted lease")
     assert idle.last_lease is not None
     assert idle.last_lease.reason == "WindowEnd"
+
+
+async def test_of_two_operators_one_acts_and_the_other_takes_over(
+    world: World, process: Process, standby: Process
+) -> None:
+    await world.stop_operator()
+    election = {"TLT_LEADER_LEASE": "tlt-operator", "TLT_LEADER_NAMESPACE": world.namespace}
+    process.start(**election)
+    eventually(process.is_ready, deadline=60, every=0.1, reason="readiness")
+    await world.apply_job()
+    busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
+    busy.generate()
+    standby.start(**election)
+    eventually(standby.is_ready, deadline=60, every=0.1, reason="readiness of the one that stands by")
+    idle.finish(captured=1000)
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
+    job = f'job="{world.namespace}/demo"'
+    passive = standby.get(standby.metrics, "/metrics")
+    assert passive is not None
+    assert job not in passive.text, "the one that stands by looks after the job"
+    process.end(signal.SIGKILL)
+    busy.finish()
+    await eventually_async(lambda: idle.last_lease, deadline=60, reason="the end of the adopted lease")
+    assert idle.last_lease is not None
+    assert idle.last_lease.reason == "WindowEnd"
+    active = standby.get(standby.metrics, "/metrics")
+    assert active is not None
+    assert job in active.text
+    assert standby.end() == 0
 
 
 def service_account(world: World, kubeconfig: Path, tmp_path: Path) -> Path:

@@ -59,10 +59,11 @@ SECRET = Kind(api_version="v1", kind="Secret", plural="secrets")
 SERVICE = Kind(api_version="v1", kind="Service", plural="services")
 EVENT = Kind(api_version="events.k8s.io/v1", kind="Event", plural="events")
 DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments")
+LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 JOB = Kind(api_version=API_VERSION, kind=JOB_KIND, plural=JOB_PLURAL)
 REVISION = Kind(api_version=API_VERSION, kind=REVISION_KIND, plural=REVISION_PLURAL)
 
-_BY_KIND = {item.kind: item for item in (POD, SECRET, SERVICE, EVENT, DEPLOYMENT, JOB, REVISION)}
+_BY_KIND = {item.kind: item for item in (POD, SECRET, SERVICE, EVENT, DEPLOYMENT, LEASE, JOB, REVISION)}
 
 
 class Change(enum.StrEnum):
@@ -172,6 +173,16 @@ class Kubernetes:
             query=[("fieldManager", FIELD_MANAGER), ("force", "true")],
             content_type="application/apply-patch+yaml",
         )
+
+    async def replace(self, body: Object) -> Object:
+        """Puts an object in the place of the version that its `resourceVersion` names.
+
+        Raises:
+            ConflictError: somebody else has changed it since.
+        """
+        kind, metadata = _kind_of(body), body["metadata"]
+        query = [("fieldManager", FIELD_MANAGER)]
+        return await self._json("PUT", kind.path(metadata["namespace"], metadata["name"]), body=body, query=query)
 
     async def patch_status(self, kind: Kind, *, namespace: str, name: str, status: Mapping[str, Any]) -> Object:
         """Merges fields into the status; a field that is None is removed, a list is replaced."""

@@ -1,4 +1,7 @@
-"""All TLTJobs of this operator: one loop each, begun again when it breaks, ended when the job is deleted."""
+"""All TLTJobs of this operator: one loop each, begun again when it breaks, ended when the job is deleted.
+
+Nothing acts before `begin`: an operator that stands by knows all jobs and can take over at once.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,11 @@ class Jobs:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._entries: dict[str, _Entry] = {}
+        self._begun = asyncio.Event()
+
+    def begin(self) -> None:
+        """Lets the loops of all jobs run, those of later jobs too."""
+        self._begun.set()
 
     def seen(self, body: Mapping[str, Any]) -> None:
         """A job that exists, new or changed."""
@@ -59,6 +67,7 @@ class Jobs:
 
     async def recheck(self) -> None:
         """Ends loops of jobs whose deletion nobody told of; runs until cancelled."""
+        await self._begun.wait()
         while True:
             await asyncio.sleep(RECHECK_INTERVAL)
             for uid, entry in list(self._entries.items()):
@@ -100,6 +109,7 @@ class Jobs:
 
     async def _look_after(self, uid: str, entry: _Entry) -> None:
         retry = FIRST_RETRY
+        await self._begun.wait()
         while True:
             entry.changed.clear()
             try:

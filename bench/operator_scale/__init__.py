@@ -1,0 +1,1 @@
+"""How the operator behaves with very many rollout pods."""

@@ -88,7 +88,7 @@ def make_problems(count: int, *, seed: int) -> list[Problem]:
 
 
 def _sum(dice: random.Random) -> Problem:
-    a, b = dice.randint(2, 60), dice.randint(2, 60)
+    a, b = dice.randint(2, 20), dice.randint(2, 20)
     return Problem(f"What is {a} + {b}?", a + b)
 
 
@@ -123,13 +123,15 @@ def _journey(dice: random.Random) -> Problem:
 
 
 def right_number(completions: Sequence[Any], answer: Sequence[int], **_: Any) -> list[float]:
-    """1 when the last number of the text is the answer."""
-    return [float(_last_number(item[0]["content"]) == wanted) for item, wanted in zip(completions, answer, strict=True)]
+    """1 when the last number of the text is the answer, a half when the answer is among the others."""
+    return [_reward(item[0]["content"], wanted) for item, wanted in zip(completions, answer, strict=True)]
 
 
-def _last_number(text: str) -> int | None:
-    numbers = NUMBER.findall(text)
-    return int(numbers[-1].replace(",", "")) if numbers else None
+def _reward(text: str, wanted: int) -> float:
+    numbers = [int(number.replace(",", "")) for number in NUMBER.findall(text)]
+    if wanted not in numbers:
+        return 0.0
+    return 1.0 if numbers[-1] == wanted else 0.5
 
 
 class StepLog(TrainerCallback):

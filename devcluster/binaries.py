@@ -111,7 +111,7 @@ MODULES = (
     GoModule(
         name="prometheus",
         upstream="github.com/prometheus/prometheus",
-        expected_seconds=100,
+        expected_seconds=120,
         tags="netgo,remove_all_sd",
         version_variables=("github.com/prometheus/common/version.Version",),
         needed_by_node=False,

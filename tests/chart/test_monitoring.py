@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana get: alerts from one source, a current dashboard, and only names that the operator serves."""
+"""What Prometheus and Grafana get: alerts from one source, a current dashboard, and only names that are served."""
 
 from __future__ import annotations
 

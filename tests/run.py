@@ -55,7 +55,7 @@ def pytest_stage(name: str, folder: str, *, expected: tuple[float, float], after
 
 STAGES = (
     Stage(name="tools", command=(SYSTEM_PYTHON, "-m", "devcluster", "tools"), expected=(2, 0.1)),
-    Stage(name="binaries", command=(SYSTEM_PYTHON, "-m", "devcluster", "build"), expected=(13, 0.1), after=("tools",)),
+    Stage(name="binaries", command=(SYSTEM_PYTHON, "-m", "devcluster", "build"), expected=(15, 0.1), after=("tools",)),
     Stage(name="environment", command=("make", "venv"), expected=(6, 0.1)),
     Stage(name="lint", command=("make", "lint"), expected=(1, 0.5), after=("environment",)),
     pytest_stage("unit", "tests/unit", expected=(2, 2), after=("environment",)),

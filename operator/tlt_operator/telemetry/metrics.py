@@ -82,7 +82,7 @@ class Metrics:
         self.capture_tokens = Counter("tlt_capture_tokens", "Tokens recorded", ["job"], registry=own)
         self.capture_bytes = Counter("tlt_capture_bytes", "Bytes recorded", ["job"], registry=own)
         self.capture_dropped = Counter(
-            "tlt_capture_dropped", "Tokens not recorded for lack of time", ["job"], registry=own
+            "tlt_capture_dropped", "Tokens not recorded for lack of time or budget", ["job"], registry=own
         )
         self.available_tokens = Gauge(
             "tlt_available_tokens", "Recorded tokens not yet trained on", ["job"], registry=own

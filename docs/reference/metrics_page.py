@@ -38,9 +38,9 @@ Made from the collectors by `python docs/reference/generate.py`. [How to get the
 ## Operator
 
 On `/metrics` of the Service `<release>-tlt-operator-metrics`, port 9090. `job` is `<namespace>/<TLTJob>`; Prometheus
-overwrites that label with the name of the scrape unless `honor_labels: true` is set, as the chart's ServiceMonitor does.
-A deleted job takes its series with it. Beside these there are Prometheus's own `process_*` for processor, memory and open
-files of the operator.
+overwrites that label with the name of the scrape unless `honor_labels: true` is set, as the chart's ServiceMonitor
+does. A deleted job takes its series with it. Beside these there are Prometheus's own `process_*` for processor, memory
+and open files of the operator.
 """
 
 ROLLOUT = """
@@ -58,8 +58,8 @@ On `/metrics` of the gateway's port, without a token. `pod` is an address.
 END = """
 ## What is not there
 
-- **Trainer pods** serve no `/metrics`. They live for some windows only, and a scrape would miss most of what they do; the
-  operator reads their state on an open request and counts it (`tlt_training_*`, `tlt_detect_to_train_seconds`,
+- **Trainer pods** serve no `/metrics`. They live for some windows only, and a scrape would miss most of what they do;
+  the operator reads their state on an open request and counts it (`tlt_training_*`, `tlt_detect_to_train_seconds`,
   `tlt_trainers`, `tlt_failing_trainers`).
 - **Energy by use** (`tlt_energy_joules_total`) is not measured. It needs the counter of each GPU that DCGM exports,
   `DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION`, split by the moments at which a lease begins and ends.

@@ -33,7 +33,7 @@ LABELS: tuple[tuple[str, str, Iterable[str]], ...] = (
 
 HEAD = """# Metrics
 
-Made from the collectors by `python docs/reference/generate.py`. [How to get them into Prometheus](../how-to/monitor.md).
+Made from the collectors by `python docs/reference/generate.py`. [How to get them to Prometheus](../how-to/monitor.md).
 
 ## Operator
 

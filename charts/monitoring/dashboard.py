@@ -10,15 +10,15 @@ JOB = 'job=~"$job"'
 
 def _rate(metric: str, *, by: str, labels: str = "") -> str:
     chosen = f"{JOB},{labels}" if labels else JOB
-    return f"sum by ({by}) (rate({metric}{{{chosen}}}[$__rate_interval]))"
+    return f"sum by ({by}) (rate({metric}{{{chosen}}}[$window]))"
 
 
-def _increase(metric: str, *, by: str, over: str = "$__rate_interval") -> str:
+def _increase(metric: str, *, by: str, over: str = "$window") -> str:
     return f"sum by ({by}) (increase({metric}{{{JOB}}}[{over}]))"
 
 
 def _quantiles(histogram: str, *quantiles: float) -> list[Query]:
-    buckets = f"sum by (le) (rate({histogram}_bucket{{{JOB}}}[$__rate_interval]))"
+    buckets = f"sum by (le) (rate({histogram}_bucket{{{JOB}}}[$window]))"
     return [Query(expression=f"histogram_quantile({q}, {buckets})", legend=f"p{q * 100:g}") for q in quantiles]
 
 
@@ -84,10 +84,10 @@ FLEET = Row(
             at_most=1,
             help="Of all idle GPU time, and of the GPUs that spec.idle.scope allows to lend.",
             queries=[
-                Query(expression=_harvested_share("$__rate_interval"), legend="of idle time"),
+                Query(expression=_harvested_share("$window"), legend="of idle time"),
                 Query(
-                    expression=f'sum(avg_over_time(tlt_gpus{{{JOB},state="Lent"}}[$__rate_interval]))'
-                    f" / sum(avg_over_time(tlt_lendable_gpus{{{JOB}}}[$__rate_interval]))",
+                    expression=f'sum(avg_over_time(tlt_gpus{{{JOB},state="Lent"}}[$window]))'
+                    f" / sum(avg_over_time(tlt_lendable_gpus{{{JOB}}}[$window]))",
                     legend="of lendable GPUs",
                 ),
             ],
@@ -284,7 +284,7 @@ def dashboard() -> Json:
         "refresh": "30s",
         "time": {"from": "now-6h", "to": "now"},
         "timezone": "browser",
-        "templating": {"list": [_datasource_choice(), _job_choice()]},
+        "templating": {"list": [_datasource_choice(), _job_choice(), _window_choice()]},
         "annotations": {"list": [_new_revisions()]},
         "links": [],
         "panels": lay_out(ROWS),
@@ -308,6 +308,19 @@ def _job_choice() -> Json:
         "includeAll": True,
         "allValue": ".*",
         "current": {"text": ["All"], "value": ["$__all"]},
+    }
+
+
+def _window_choice() -> Json:
+    """Over how long rates and quantiles are taken: windows are minutes apart, so a scrape or two would show gaps."""
+    choices = ("5m", "15m", "1h", "6h")
+    return {
+        "name": "window",
+        "label": "Averaged over",
+        "type": "custom",
+        "query": ",".join(choices),
+        "options": [{"text": choice, "value": choice, "selected": choice == "15m"} for choice in choices],
+        "current": {"text": "15m", "value": "15m"},
     }
 
 

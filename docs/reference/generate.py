@@ -1,6 +1,6 @@
-"""Writes the reference from the CRDs and the metrics' collectors, so that no page can say something else than they do.
+"""Writes the reference from the CRDs and the operator's collectors, so that no page can say something else than these.
 
-python docs/reference/generate.py            writes docs/reference/{tltjob,drafterrevision,metrics}.md
+python docs/reference/generate.py            writes docs/reference/*.md
 python docs/reference/generate.py --check    fails when a page is out of date
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "workloads")]  # of this checkout, whatever is installed
+sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "workloads")]  # this checkout, whatever is installed
 
 from metrics_page import metrics_page  # noqa: E402
 
-PAGES = {"tltjobs.yaml": "tltjob.md", "drafterrevisions.yaml": "drafterrevision.md"}
+KINDS = {"tltjobs.yaml": "tltjob.md", "drafterrevisions.yaml": "drafterrevision.md"}
 
 
 def rows(schema: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -73,8 +73,8 @@ def page(definition: Mapping[str, Any]) -> str:
 
 
 def pages() -> Iterator[tuple[str, str]]:
-    """File names and texts."""
-    for source, name in PAGES.items():
+    """Name and text of every page."""
+    for source, name in KINDS.items():
         yield name, page(yaml.safe_load((ROOT / "crds" / source).read_text()))
     yield "metrics.md", metrics_page()
 

@@ -194,7 +194,10 @@ def test_alerts_and_dashboard_read_only_what_the_operator_serves(monitored: list
 
 def test_every_expression_of_the_dashboard_can_be_evaluated(promtool: Path, tmp_path: Path) -> None:
     filled = [
-        expression.replace("$job", ".*").replace("$__rate_interval", "5m").replace("$__range", "6h")
+        expression.replace("$job", ".*")
+        .replace("$window", "15m")
+        .replace("$__rate_interval", "5m")
+        .replace("$__range", "6h")
         for expression in EXPRESSIONS
     ]
     assert not [expression for expression in filled if "$" in expression]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import EventReason, RevisionPhase
@@ -99,12 +99,12 @@ class Reporter:
         metrics.show_states(job, {state.value: counts.get(state, 0) for state in WorkerState})
         metrics.lendable_gpus.labels(job=job).set(len(decision.memory.windows.open))
         self._show_seconds(job, decision.memory.ledger)
-        for view in snapshot.rollouts:
-            if view.state is not None:
-                self._show_rollout(job, view.state)
-        for trainer in snapshot.trainers:
-            if trainer.state is not None:
-                self._show_training(job, trainer, trainer.state)
+        states = [view.state for view in snapshot.rollouts if view.state is not None]
+        self._show_pods(job, states)
+        trained = [(view, view.state) for view in snapshot.trainers if view.state is not None]
+        for trainer, state in trained:
+            self._show_training(job, trainer, state)
+        metrics.totals(job).keep({"ledger", *(state.boot for state in states), *(state.boot for _, state in trained)})
         metrics.available_tokens.labels(job=job).set(decision.available_tokens)
         metrics.trainers.labels(job=job).set(len(snapshot.trainers))
         metrics.failing_trainers.labels(job=job).set(len(_failing(snapshot)))
@@ -126,15 +126,21 @@ class Reporter:
         for state, total in (("busy", ledger.busy), ("idle", ledger.idle), ("harvested", ledger.harvested)):
             metrics.gpu_seconds.labels(job=job, state=state).inc(metrics.totals(job).grown("ledger", state, total))
 
-    def _show_rollout(self, job: str, state: RolloutState) -> None:
-        metrics, capture, acceptance = self._context.metrics, state.capture, state.acceptance
+    def _show_pods(self, job: str, states: Sequence[RolloutState]) -> None:
+        metrics = self._context.metrics
         grown = metrics.totals(job).grown
-        metrics.capture_tokens.labels(job=job).inc(grown(state.boot, "tokens", capture.tokens))
-        metrics.capture_bytes.labels(job=job).inc(grown(state.boot, "bytes", capture.bytes))
-        metrics.capture_dropped.labels(job=job).inc(grown(state.boot, "dropped", capture.dropped_tokens))
-        loaded = f"{state.boot} {state.drafter_revision}"  # a pod counts from 0 again with each drafter
-        metrics.drafts.labels(job=job).inc(grown(loaded, "drafts", acceptance.drafts))
-        metrics.accepted_tokens.labels(job=job).inc(grown(loaded, "accepted", acceptance.accepted_tokens))
+        captures = [(state.boot, state.capture) for state in states]
+        metrics.capture_tokens.labels(job=job).inc(sum(grown(boot, "tokens", seen.tokens) for boot, seen in captures))
+        metrics.capture_bytes.labels(job=job).inc(sum(grown(boot, "bytes", seen.bytes) for boot, seen in captures))
+        metrics.capture_dropped.labels(job=job).inc(
+            sum(grown(boot, "dropped", seen.dropped_tokens) for boot, seen in captures)
+        )
+        metrics.drafts.labels(job=job).inc(
+            sum(grown(it.boot, "drafts", it.acceptance.drafts, since=it.drafter_revision) for it in states)
+        )
+        metrics.accepted_tokens.labels(job=job).inc(
+            sum(grown(it.boot, "accepted", it.acceptance.accepted_tokens, since=it.drafter_revision) for it in states)
+        )
 
     def _show_training(self, job: str, trainer: TrainerView, state: TrainerState) -> None:
         metrics = self._context.metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -164,10 +164,19 @@ class Totals:
     """Turns totals that pods count since their boot into increments of one counter, across reboots."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[str, str], float] = {}
+        self._last: dict[tuple[str, str], tuple[str | None, float]] = {}
 
-    def grown(self, source: str, what: str, total: float) -> float:
-        """By how much the total of a source (a boot id) has grown since it was last seen."""
-        before = self._last.get((source, what), 0.0)
-        self._last[(source, what)] = max(before, total)
+    def grown(self, source: str, what: str, total: float, *, since: str | None = None) -> float:
+        """By how much the total of a source (a boot id) has grown since it was last seen.
+
+        `since` names what the source counts from, besides its boot: with another name it has begun at 0 again.
+        """
+        known, before = self._last.get((source, what), (since, 0.0))
+        if known != since:
+            before = 0.0
+        self._last[(source, what)] = (since, max(before, total))
         return max(0.0, total - before)
+
+    def keep(self, sources: Collection[str]) -> None:
+        """Forgets all other sources: a boot that is over does not come back."""
+        self._last = {key: value for key, value in self._last.items() if key[0] in sources}

@@ -32,7 +32,7 @@ ALL = {
 @pytest.fixture(scope="session")
 def promtool() -> Path:
     found = command_path(node_settings().binaries, "promtool")
-    assert found.exists(), f"{found} is missing: make tools"
+    assert found.exists(), f"{found} is missing: make prometheus"
     return found
 
 

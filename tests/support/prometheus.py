@@ -68,7 +68,7 @@ def alert_rules(rules: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def prometheus(folder: Path, *, target: str, rules: Mapping[str, Any]) -> Iterator[Prometheus]:
     """A server that scrapes `target` ("host:port") and keeps its data and log in `folder`."""
     binary = command_path(node_settings().binaries, "prometheus")
-    assert binary.exists(), f"{binary} is missing: make tools"
+    assert binary.exists(), f"{binary} is missing: make prometheus"
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules)))
     configuration = {
         "global": {"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL},

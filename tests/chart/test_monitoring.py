@@ -16,6 +16,7 @@ from charts.monitoring.__main__ import DASHBOARD, GRAFANA, RULES, made
 from devcluster.binaries import command_path
 from devcluster.settings import node_settings
 from tests.chart.conftest import CHART, ROOT, Chart, Object, RefusedError, only
+from tlt_operator.api.names import Reason
 from tlt_operator.telemetry.metrics import Metrics
 
 ALERT_TESTS = sorted((ROOT / "tests" / "chart" / "alerts").glob("*.yaml"))
@@ -99,6 +100,14 @@ def test_every_alert_is_tried_both_ways_and_has_a_page() -> None:
         page = (ROOT / "docs" / "runbooks" / source["runbook"]).read_text()
         headings = re.findall(r"^#+ (.*)", page, re.MULTILINE)
         assert headings == [source["alert"], "Meaning", "Impact", "How to look", "How to fix", "How to silence"]
+
+
+def test_the_reasons_that_a_page_explains_are_reasons_that_conditions_have() -> None:
+    page = (ROOT / "docs" / "runbooks" / "gpus-not-harvested.md").read_text()
+    rows = re.findall(r"^\| (`[A-Z].*?) \|", page, re.MULTILINE)
+    explained = {reason for row in rows for reason in re.findall(r"`(\w+)`", row)}
+    assert len(explained) > 5
+    assert explained <= set(Reason)
 
 
 def test_the_files_made_from_the_sources_are_current() -> None:

@@ -229,7 +229,7 @@ OPERATOR = Row(
         Panel(
             title="Since the last look at all jobs",
             unit="s",
-            queries=[Query(expression="time() - tlt_heartbeat_timestamp_seconds", legend="{{pod}}")],
+            queries=[Query(expression="time() - (tlt_heartbeat_timestamp_seconds > 0)", legend="{{pod}}")],
         ),
         Panel(title="One pass over one job", unit="s", queries=_quantiles("tlt_reconcile_seconds", 0.5, 0.99)),
         Panel(

@@ -19,17 +19,23 @@ QUICK = {IDLE: {"window": "3s", "for": "1s"}, STALE: {"seconds": 5, "for": "1s"}
 
 
 @pytest.fixture
-def process(kubeconfig: Path, namespace: str, tmp_path: Path) -> Iterator[Process]:
-    found = Process(kubeconfig, namespace, tmp_path / "operator.log", free_port(), free_port())
-    yield found
-    if found.process is not None and found.process.poll() is None:
-        found.process.kill()
-        found.process.wait()
+def processes(kubeconfig: Path, namespace: str, tmp_path: Path) -> Iterator[tuple[Process, Process]]:
+    """Two operators that have not been started."""
+    found = tuple(
+        Process(kubeconfig, namespace, tmp_path / f"operator-{number}.log", free_port(), free_port())
+        for number in range(2)
+    )
+    yield found[0], found[1]
+    for process in found:
+        if process.process is not None and process.process.poll() is None:
+            process.process.kill()
+            process.process.wait()
 
 
 async def test_idle_gpus_alert_while_lending_is_suspended_and_a_dead_operator_is_noticed(
-    world: World, process: Process, tmp_path: Path
+    world: World, processes: tuple[Process, Process], tmp_path: Path
 ) -> None:
+    process, _ = processes
     await world.stop_operator()
     process.start()
     await eventually_async(process.is_ready, deadline=60, every=0.1, reason="readiness")
@@ -71,3 +77,29 @@ async def test_idle_gpus_alert_while_lending_is_suspended_and_a_dead_operator_is
 
         process.end()
         await eventually_async(lambda: STALE in server.firing(), deadline=60, every=0.2, reason=f"{STALE} firing")
+
+
+async def test_the_heartbeat_is_that_of_the_operator_that_acts(
+    world: World, processes: tuple[Process, Process]
+) -> None:
+    await world.stop_operator()
+
+    def heartbeat(process: Process) -> float:
+        health, answer = process.get(process.probes, "/healthz"), process.get(process.metrics, "/metrics")
+        assert health is not None
+        assert health.status_code == 200
+        assert answer is not None
+        (line,) = re.findall(r"^tlt_heartbeat_timestamp_seconds (\S+)$", answer.text, re.MULTILINE)
+        return float(line)
+
+    acts, stands_by = processes
+    variables = {"TLT_LEADER_LEASE": "operator", "TLT_LEADER_NAMESPACE": world.namespace}
+    acts.start(**variables)
+    await eventually_async(lambda: acts.is_ready() and heartbeat(acts), deadline=60, every=0.1, reason="a heartbeat")
+    stands_by.start(**variables)
+    await eventually_async(stands_by.is_ready, deadline=60, every=0.1, reason="readiness of the second")
+    assert heartbeat(stands_by) == 0
+    acts.end()
+    await eventually_async(
+        lambda: heartbeat(stands_by), deadline=60, every=0.1, reason="a heartbeat after the take-over"
+    )

@@ -107,7 +107,11 @@ class Metrics:
         )
         self.action_failures = Counter("tlt_action_failures", "Actions that failed", ["job", "action"], registry=own)
         self.api_writes = Counter("tlt_api_writes", "Writes to the API server", ["job", "kind"], registry=own)
-        self.heartbeat = Gauge("tlt_heartbeat_timestamp_seconds", "When all jobs were last looked at", registry=own)
+        self.heartbeat = Gauge(
+            "tlt_heartbeat_timestamp_seconds",
+            "When all jobs were last looked at; 0 in an operator that stands by",
+            registry=own,
+        )
         ProcessCollector(registry=own)  # processor time and memory of the operator itself
         self._totals: dict[str, Totals] = {}
         self._reasons: dict[tuple[str, str], str] = {}

@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the two commands that matter; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test tools venv cluster images lint unit api chart engine cluster-test lock clean
+.PHONY: help demo demo-down test tools prometheus venv cluster images lint unit api chart engine cluster-test lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,10 +44,13 @@ lint: venv ## ruff, mypy, import-linter
 unit: venv ## pure tests, seconds
 	@$(RUN) -m pytest tests/unit
 
-chart: venv tools ## lint, render and schema of the chart
+prometheus: tools ## Prometheus and promtool, which only tests need
+	@$(PYTHON) -m devcluster build prometheus
+
+chart: venv prometheus ## lint, render and schema of the chart; its alerts
 	@$(RUN) -m pytest tests/chart
 
-api: venv tools ## against a real kube-apiserver
+api: venv prometheus ## against a real kube-apiserver
 	@$(RUN) -m pytest tests/api
 
 engine: venv ## against a real vLLM on the CPU

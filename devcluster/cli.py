@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
 
     build = verbs.add_parser("build", help="build the binaries that are missing from the cache")
     names = [module.name for module in binaries.MODULES]
-    build.add_argument("modules", nargs="*", metavar="MODULE", help=f"one of {', '.join(names)}; default: all but kwok")
+    others = [module.name for module in binaries.MODULES if module.only_by_name]
+    choice = f"one of {', '.join(names)}; default: all but {' and '.join(others)}"
+    build.add_argument("modules", nargs="*", metavar="MODULE", help=choice)
     build.set_defaults(verb=_build)
 
     for name, verb, words in (

@@ -56,12 +56,18 @@ def pytest_stage(name: str, folder: str, *, expected: tuple[float, float], after
 STAGES = (
     Stage(name="tools", command=(SYSTEM_PYTHON, "-m", "devcluster", "tools"), expected=(2, 0.1)),
     Stage(name="binaries", command=(SYSTEM_PYTHON, "-m", "devcluster", "build"), expected=(13, 0.1), after=("tools",)),
+    Stage(
+        name="prometheus",
+        command=(SYSTEM_PYTHON, "-m", "devcluster", "build", "prometheus"),
+        expected=(2, 0.1),
+        after=("binaries",),
+    ),
     Stage(name="environment", command=("make", "venv"), expected=(6, 0.1)),
     Stage(name="lint", command=("make", "lint"), expected=(1, 0.5), after=("environment",)),
     pytest_stage("unit", "tests/unit", expected=(2, 2), after=("environment",)),
     Stage(name="images", command=(SYSTEM_PYTHON, "images/build.py"), expected=(10, 0.2), after=("tools", "unit")),
-    pytest_stage("chart", "tests/chart", expected=(0.5, 0.5), after=("binaries", "environment")),
-    pytest_stage("api", "tests/api", expected=(2, 2), after=("binaries", "unit", "chart")),
+    pytest_stage("chart", "tests/chart", expected=(0.5, 0.5), after=("prometheus", "environment")),
+    pytest_stage("api", "tests/api", expected=(2, 2), after=("prometheus", "unit", "chart")),
     pytest_stage("engine", "tests/engine", expected=(6, 6), after=("api", "images")),
     pytest_stage("cluster", "tests/cluster", expected=(12, 10), after=("engine",)),
 )

@@ -1,6 +1,6 @@
-"""Writes the API reference from the CRDs, so that the page can never say something else than the API server does.
+"""Writes the reference from the CRDs and the operator's collectors, so that no page can say something else than these.
 
-python docs/reference/generate.py            writes docs/reference/{tltjob,drafterrevision}.md
+python docs/reference/generate.py            writes docs/reference/*.md
 python docs/reference/generate.py --check    fails when a page is out of date
 """
 
@@ -14,7 +14,11 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PAGES = {"tltjobs.yaml": "tltjob.md", "drafterrevisions.yaml": "drafterrevision.md"}
+sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "workloads")]  # this checkout, whatever is installed
+
+from metrics_page import metrics_page  # noqa: E402
+
+KINDS = {"tltjobs.yaml": "tltjob.md", "drafterrevisions.yaml": "drafterrevision.md"}
 
 
 def rows(schema: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -68,11 +72,17 @@ def page(definition: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def pages() -> Iterator[tuple[str, str]]:
+    """Name and text of every page."""
+    for source, name in KINDS.items():
+        yield name, page(yaml.safe_load((ROOT / "crds" / source).read_text()))
+    yield "metrics.md", metrics_page()
+
+
 def main() -> int:
     """Writes or checks all pages."""
     stale = []
-    for source, name in PAGES.items():
-        text = page(yaml.safe_load((ROOT / "crds" / source).read_text()))
+    for name, text in pages():
         target = ROOT / "docs" / "reference" / name
         if "--check" not in sys.argv:
             target.write_text(text)

@@ -122,7 +122,8 @@ class Operator:
         hung = self._jobs.hung()
         if hung:
             return f"not looked at for too long: {', '.join(hung)}"
-        self.metrics.heartbeat.set_to_current_time()
+        if self._jobs.acting:
+            self.metrics.heartbeat.set_to_current_time()
         return ""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from devcluster.binaries import command_path
 from devcluster.settings import node_settings
 from tests.api.conftest import devcluster
 from tests.api.test_crds import JOB
+from tests.support.eventually import eventually
 
-CHART = Path(__file__).parents[2] / "charts" / "tlt-operator"
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "tlt-operator"
 OWN = ("--control-plane", "--name", "tests-chart")
 CRDS = ("tltjobs.tlt.dev", "drafterrevisions.tlt.dev")
 
@@ -120,3 +125,68 @@ def test_crds_that_somebody_applied_are_left_alone_and_can_be_taken_over(machine
     for command in commands:
         machine.run(*command)
     assert "was left as it is" not in machine.install("tlt-operator", "tlt-system")
+
+
+def test_the_built_in_roles_learn_the_projects_kinds(machine: Machine) -> None:
+    machine.install("tlt-operator", "tlt-system")
+
+    def verbs(role: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for rule in json.loads(machine.run("kubectl", "get", "clusterrole", role, "-o", "json"))["rules"]:
+            if rule.get("apiGroups") == ["tlt.dev"]:
+                for resource in rule["resources"]:
+                    found.setdefault(resource, set()).update(rule["verbs"])
+        return found
+
+    read = {"get", "list", "watch"}
+    statuses = {f"{kind}/status": read for kind in ("tltjobs", "drafterrevisions")}
+    write = read | {"create", "update", "patch", "delete", "deletecollection"}
+    for role, rights in (("view", read), ("edit", write), ("admin", write)):
+        wanted = {"tltjobs": rights, "drafterrevisions": rights, **statuses}
+        eventually(lambda role=role, wanted=wanted: verbs(role) == wanted, deadline=60, every=0.2, reason=role)
+
+
+def runbook_commands() -> list[str]:
+    """Every kubectl and helm command of the runbooks and of the alerts' descriptions, in order, each once."""
+    found: list[str] = []
+    for page in sorted((ROOT / "docs" / "runbooks").glob("*.md")):
+        text = page.read_text()
+        found += re.findall(r"^(?:kubectl|helm) .+$", text, re.MULTILINE)
+        found += re.findall(r"`((?:kubectl|helm) [^`]+)`", text)
+    for cases in sorted((ROOT / "tests" / "chart" / "alerts").glob("*.yaml")):
+        found += re.findall(r"(kubectl [^\n]+)", " ".join(_descriptions(cases)))
+    return list(dict.fromkeys(found))
+
+
+def _descriptions(cases: Path) -> list[str]:
+    alerts = [
+        alert
+        for test in yaml.safe_load(cases.read_text())["tests"]
+        for case in test["alert_rule_test"]
+        for alert in case["exp_alerts"]
+    ]
+    return [f"{alert['exp_annotations']['description']}\n" for alert in alerts]
+
+
+def test_every_command_of_the_runbooks_works(machine: Machine) -> None:
+    machine.install("tlt", "tlt-system")
+    machine.wait_for_crds()
+    machine.run("kubectl", "apply", "-f", "-", text='{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"rl"}}')
+    job = copy.deepcopy(JOB)
+    job["metadata"] = {"name": "math", "namespace": "rl"}
+    machine.apply(job)
+    variables = {"namespace": "rl", "job": "math", "operator": "tlt-system", "release": "tlt"}
+    commands = runbook_commands()
+    assert len(commands) > 25
+    folder = node_settings().commands
+    for command in commands:
+        answer = subprocess.run(
+            ["bash", "-c", command],
+            cwd=ROOT,
+            env={**os.environ, **variables, "KUBECONFIG": str(machine.kubeconfig), "PATH": f"{folder}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 0, f"{command}: {answer.stderr}"
+    machine.run("kubectl", "delete", "namespace", "rl", "--wait=false")

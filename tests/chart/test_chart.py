@@ -149,7 +149,8 @@ def test_people_get_rights_on_jobs_with_the_built_in_roles(rendered: list[Object
 
 
 def test_nothing_optional_is_installed_unasked(rendered: list[Object], chart: Chart) -> None:
-    assert not {"NetworkPolicy", "ServiceMonitor"} & {item["kind"] for item in rendered}
+    optional = {"NetworkPolicy", "ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"}
+    assert not optional & {item["kind"] for item in rendered}
     asked = chart.render(
         {
             "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}]},

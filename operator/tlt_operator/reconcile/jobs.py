@@ -50,6 +50,11 @@ class Jobs:
         """Lets the loops of all jobs run, those of later jobs too."""
         self._begun.set()
 
+    @property
+    def acting(self) -> bool:
+        """Whether the loops run: this operator is the one that acts."""
+        return self._begun.is_set()
+
     def seen(self, body: Mapping[str, Any]) -> None:
         """A job that exists, new or changed."""
         uid = body["metadata"]["uid"]

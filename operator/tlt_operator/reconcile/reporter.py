@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import EventReason
+from tlt_operator.api.names import EventReason, RevisionPhase
 from tlt_operator.plan.conditions import Status
 from tlt_operator.plan.decision import Decision, Transition
 from tlt_operator.plan.ledger import Ledger
-from tlt_operator.plan.snapshot import Snapshot
+from tlt_operator.plan.lending import window_error
+from tlt_operator.plan.snapshot import Snapshot, TrainerView
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.recorder import Recorder
 from tlt_operator.telemetry import timeline
-from tlt_operator.telemetry.metrics import Totals
-from tlt_workloads.contract import RolloutState
+from tlt_operator.telemetry.metrics import WindowResult
+from tlt_workloads.contract import RolloutState, TrainerPhase, TrainerState
 
 METRICS_INTERVAL = 1.0
 _HELD = (WorkerState.LENT.value, WorkerState.REVOKING.value)
@@ -28,9 +29,7 @@ class Reporter:
     def __init__(self, context: Context, recorder: Recorder) -> None:
         self._context = context
         self._recorder = recorder
-        self._totals = Totals()
         self._shown_at = float("-inf")
-        self._windows_seen: set[tuple[str, int]] = set()
         self._edges: dict[str, float] = {}
 
     def lease_granted(self, job: Job, rollout_uid: str, *, edge_to_lease: float) -> None:
@@ -98,40 +97,76 @@ class Reporter:
         job, metrics = snapshot.job.key, self._context.metrics
         counts = Counter(decision.workers.values())
         metrics.show_states(job, {state.value: counts.get(state, 0) for state in WorkerState})
+        metrics.lendable_gpus.labels(job=job).set(len(decision.memory.windows.open))
         self._show_seconds(job, decision.memory.ledger)
-        for view in snapshot.rollouts:
-            if view.state is not None:
-                self._show_capture(job, view.state)
-        for trainer in snapshot.trainers:
-            if trainer.state is None:
-                continue
-            state = trainer.state
-            metrics.training_tokens.labels(job=job).inc(self._totals.grown(state.boot, "trained", state.trained_tokens))
-            window = state.last_window
-            if window is not None and (state.boot, state.windows) not in self._windows_seen:
-                self._windows_seen.add((state.boot, state.windows))
-                if window.lease_to_first_step is not None:
-                    metrics.detect_to_train.labels(job=job).observe(window.lease_to_first_step)
-        rollout = decision.rollout
-        metrics.show_revision(job, rollout.active.name if rollout.active else None, accept_length=rollout.accept_length)
+        states = [view.state for view in snapshot.rollouts if view.state is not None]
+        self._show_pods(job, states)
+        trained = [(view, view.state) for view in snapshot.trainers if view.state is not None]
+        for trainer, state in trained:
+            self._show_training(job, trainer, state)
+        metrics.totals(job).keep({"ledger", *(state.boot for state in states), *(state.boot for _, state in trained)})
         metrics.available_tokens.labels(job=job).set(decision.available_tokens)
         metrics.trainers.labels(job=job).set(len(snapshot.trainers))
+        metrics.failing_trainers.labels(job=job).set(len(_failing(snapshot)))
         metrics.suspended.labels(job=job).set(snapshot.job.spec.suspend)
+        rollout = decision.rollout
+        metrics.show_revision(job, rollout.active.name if rollout.active else None, accept_length=rollout.accept_length)
+        phases = Counter(revision.phase or RevisionPhase.CANDIDATE for revision in snapshot.revisions)
+        for phase in RevisionPhase:
+            metrics.revisions.labels(job=job, phase=phase.value).set(phases.get(phase, 0))
         for condition in decision.conditions:
+            metrics.show_reason(job, condition.type.value, condition.reason.value)
             for status in Status:
                 metrics.condition.labels(job=job, type=condition.type.value, status=status.value).set(
                     condition.status is status
                 )
 
     def _show_seconds(self, job: str, ledger: Ledger) -> None:
+        metrics = self._context.metrics
         for state, total in (("busy", ledger.busy), ("idle", ledger.idle), ("harvested", ledger.harvested)):
-            self._context.metrics.gpu_seconds.labels(job=job, state=state).inc(
-                self._totals.grown("ledger", state, total)
-            )
+            metrics.gpu_seconds.labels(job=job, state=state).inc(metrics.totals(job).grown("ledger", state, total))
 
-    def _show_capture(self, job: str, state: RolloutState) -> None:
-        metrics, capture = self._context.metrics, state.capture
-        grown = self._totals.grown
-        metrics.capture_tokens.labels(job=job).inc(grown(state.boot, "tokens", capture.tokens))
-        metrics.capture_bytes.labels(job=job).inc(grown(state.boot, "bytes", capture.bytes))
-        metrics.capture_dropped.labels(job=job).inc(grown(state.boot, "dropped", capture.dropped_tokens))
+    def _show_pods(self, job: str, states: Sequence[RolloutState]) -> None:
+        metrics = self._context.metrics
+        grown = metrics.totals(job).grown
+        captures = [(state.boot, state.capture) for state in states]
+        metrics.capture_tokens.labels(job=job).inc(sum(grown(boot, "tokens", seen.tokens) for boot, seen in captures))
+        metrics.capture_bytes.labels(job=job).inc(sum(grown(boot, "bytes", seen.bytes) for boot, seen in captures))
+        metrics.capture_dropped.labels(job=job).inc(
+            sum(grown(boot, "dropped", seen.dropped_tokens) for boot, seen in captures)
+        )
+        metrics.drafts.labels(job=job).inc(
+            sum(grown(it.boot, "drafts", it.acceptance.drafts, since=it.drafter_revision) for it in states)
+        )
+        metrics.accepted_tokens.labels(job=job).inc(
+            sum(grown(it.boot, "accepted", it.acceptance.accepted_tokens, since=it.drafter_revision) for it in states)
+        )
+
+    def _show_training(self, job: str, trainer: TrainerView, state: TrainerState) -> None:
+        metrics = self._context.metrics
+        grown = metrics.totals(job).grown
+        metrics.training_tokens.labels(job=job).inc(grown(state.boot, "trained", state.trained_tokens))
+        window = state.last_window
+        if window is None or not grown(state.boot, "windows", state.windows):
+            return
+        if window_error(trainer) is not None:
+            result = WindowResult.FAILED
+        else:
+            result = WindowResult.TRAINED if window.steps else WindowResult.NO_STEP
+        metrics.training_windows.labels(job=job, result=result.value).inc()
+        if window.lease_to_first_step is not None:
+            metrics.detect_to_train.labels(job=job).observe(window.lease_to_first_step)
+
+
+def _failing(snapshot: Snapshot) -> set[str]:
+    """Devices, by uid of their rollout pod, whose trainer does not come up or failed in its last window."""
+    found = set(snapshot.trainer_failures)
+    found |= {view.pod.rollout_uid for view in snapshot.trainers if view.pod.rollout_uid and _fails(snapshot, view)}
+    return found
+
+
+def _fails(snapshot: Snapshot, trainer: TrainerView) -> bool:
+    if trainer.state is None:
+        overdue = trainer.known_for > snapshot.limits.silence and not trainer.pod.deleting
+        return overdue and trainer.pod.trouble is not None
+    return trainer.state.phase is TrainerPhase.FAILED or window_error(trainer) is not None

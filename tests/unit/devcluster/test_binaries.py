@@ -26,6 +26,7 @@ def test_every_command_that_a_cluster_runs_is_built() -> None:
         *("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"),
         *("etcd", "containerd", "containerd-shim-runc-v2", "ctr", "runc", "coredns", "pause", "kwok", "helm"),
         *("bridge", "host-local", "loopback", "portmap", "dra-example-kubeletplugin"),
+        *("prometheus", "promtool"),
     }
 
 

@@ -103,6 +103,20 @@ def test_totals_count_across_reboots() -> None:
     assert grown == [5, 4, 2, 0, 0]
 
 
+def test_totals_begin_again_with_what_they_are_counted_from() -> None:
+    totals = Totals()
+    steps = [("r1", 5), ("r1", 9), ("r2", 3), ("r2", 2), ("r3", 4)]
+    assert [totals.grown("a", "drafts", total, since=since) for since, total in steps] == [5, 4, 3, 0, 4]
+
+
+def test_totals_keep_nothing_of_pods_that_are_gone() -> None:
+    totals = Totals()
+    for boot in ("a", "b"):
+        totals.grown(boot, "tokens", 5)
+    totals.keep({"b"})
+    assert [totals.grown(boot, "tokens", 5) for boot in ("a", "b")] == [5, 0]
+
+
 def test_deleted_job_leaves_no_series() -> None:
     metrics = Metrics()
     metrics.show_states("a/b", {"Idle": 1})

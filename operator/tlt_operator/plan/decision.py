@@ -26,7 +26,7 @@ from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
 from tlt_operator.plan.tokens import TokenMemory, count_tokens
 from tlt_operator.plan.training import decide_trainers
 from tlt_operator.plan.windows import ClosedWindow, WindowHistory, advance
-from tlt_operator.plan.worker import WorkerState, classify_all
+from tlt_operator.plan.worker import WorkerState, classify_all, is_legal
 from tlt_workloads.contract import (
     CaptureSettings,
     RolloutConfig,
@@ -59,6 +59,7 @@ class Transition:
     from_state: str | None
     to_state: str
     age: float
+    expected: bool = True  # the table of moves has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,7 @@ def _transitions(
             from_state=before[uid].value if uid in before else None,
             to_state=state.value,
             age=ages.get(uid, 0.0),
+            expected=_is_expected(before.get(uid), state),
         )
         for uid, state in after.items()
         if before.get(uid) is not state
@@ -181,6 +183,10 @@ def _transitions(
         if uid not in after
     ]
     return tuple(found)
+
+
+def _is_expected(before: WorkerState | TrainerPhase | None, after: WorkerState | TrainerPhase) -> bool:
+    return not (isinstance(before, WorkerState) and isinstance(after, WorkerState)) or is_legal(before, after)
 
 
 def _ages(views: tuple[RolloutView, ...] | tuple[TrainerView, ...]) -> dict[str, float]:

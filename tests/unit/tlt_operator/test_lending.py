@@ -6,36 +6,51 @@ import pytest
 
 from tests.support.snapshots import busy, idle, lent, make_job, make_rollout, make_snapshot, make_state, make_trainer
 from tlt_operator.api.names import Reason
+from tlt_operator.plan.acceptance import AcceptanceMemory
 from tlt_operator.plan.actions import GrantLease, RevokeLease
 from tlt_operator.plan.generation import observe_generation
 from tlt_operator.plan.lending import Knowledge, LeaseTerms, Lending, decide_leases
+from tlt_operator.plan.patience import learn_patience
+from tlt_operator.plan.recalls import decide_recalls
+from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import Fault, GatewayView, Snapshot
+from tlt_operator.plan.triggers import assess_need
 from tlt_operator.plan.windows import OpenWindow, WindowHistory, WindowPhase
 from tlt_operator.plan.worker import WorkerState, classify, classify_all
 from tlt_workloads.contract import EndedLease, GatewayState, MemoryMode, RevokeReason, TrainerPhase, WindowReport
 
 
-def decide(snapshot: Snapshot, *, tokens: int = 1000, history: WindowHistory | None = None) -> Lending:
+def decide(
+    snapshot: Snapshot,
+    *,
+    tokens: int = 1000,
+    history: WindowHistory | None = None,
+    account: Wish | None = None,
+    limit: int = 0,
+) -> Lending:
     workers = classify_all(snapshot)
     known = Knowledge(
         workers=workers,
         generation=observe_generation(snapshot, workers),
         history=history or WindowHistory(),
-        available_tokens=tokens,
-        terms=LeaseTerms(ttl=10.0, window=600.0),
+        patience=learn_patience({}, snapshot),
+        need=assess_need(snapshot, active=None, acceptance=AcceptanceMemory(), available_tokens=tokens),
+        account=account or Wish(job="default/demo"),
+        terms=LeaseTerms(ttl=10.0, window=600.0, limit=limit),
     )
     return decide_leases(snapshot, known)
 
 
-def grants(lending: Lending) -> list[GrantLease]:
-    return [item for item in lending.actions if isinstance(item, GrantLease)]
+def grants(lending: Lending) -> tuple[GrantLease, ...]:
+    return lending.grants
 
 
-def revokes(lending: Lending) -> list[RevokeLease]:
-    return [item for item in lending.actions if isinstance(item, RevokeLease)]
+def revokes(snapshot: Snapshot) -> tuple[RevokeLease, ...]:
+    workers = classify_all(snapshot)
+    return decide_recalls(snapshot, workers, observe_generation(snapshot, workers), before={}).actions
 
 
-def gateway(*, queued: int = 0, outstanding: int = 0, age: float = 0.0) -> GatewayView:
+def gateway(*, queued: int = 0, outstanding: int = 0, remaining: float | None = None, age: float = 0.0) -> GatewayView:
     state = GatewayState(
         seq=1,
         boot="g",
@@ -48,6 +63,7 @@ def gateway(*, queued: int = 0, outstanding: int = 0, age: float = 0.0) -> Gatew
         retried_requests=0,
         failed_requests=0,
         policy_version=1,
+        remaining=remaining,
     )
     return GatewayView(state=state, age=age)
 
@@ -76,13 +92,13 @@ def test_idle_pod_is_lent_to_its_own_trainer_while_another_generates() -> None:
 )
 def test_nothing_is_lent_and_the_reason_is_named(snapshot: Snapshot, reason: Reason) -> None:
     lending = decide(snapshot)
-    assert grants(lending) == []
+    assert grants(lending) == ()
     assert lending.reason is reason
 
 
 def test_too_little_data_is_named_with_the_field() -> None:
     lending = decide(make_snapshot(busy("a"), idle("b"), make_trainer("b")), tokens=99)
-    assert grants(lending) == []
+    assert grants(lending) == ()
     assert lending.reason is Reason.WAITING_FOR_DATA
     assert "spec.training.trigger.minNewTokens" in lending.message
 
@@ -101,7 +117,7 @@ def test_work_that_the_gateway_waits_for_is_a_tail() -> None:
 
 def test_pod_is_not_lent_while_the_gateway_has_requests_to_give() -> None:
     snapshot = make_snapshot(busy("b"), idle("a"), make_trainer("a"), gateway=gateway(queued=2, outstanding=3))
-    assert grants(decide(snapshot)) == []
+    assert grants(decide(snapshot)) == ()
 
 
 @pytest.mark.parametrize("lengths", [(1.0, 2.0, 3.0), (0.5, 0.5, 4.9)])
@@ -125,7 +141,7 @@ def test_one_lease_at_a_time_and_the_longest_idle_first() -> None:
     (grant,) = grants(decide(snapshot))
     assert grant.rollout_uid == "c-uid"
     held = make_snapshot(busy("a"), idle("b"), lent("c"), make_trainer("b"), make_trainer("c"))
-    assert grants(decide(held)) == []
+    assert grants(decide(held)) == ()
 
 
 def test_grant_under_way_counts_as_held() -> None:
@@ -135,7 +151,7 @@ def test_grant_under_way_counts_as_held() -> None:
         busy("a"), replace(idle("b"), granting=True), idle("c"), make_trainer("b"), make_trainer("c")
     )
     lending = decide(snapshot)
-    assert grants(lending) == []
+    assert grants(lending) == ()
     assert lending.lent == 1
 
 
@@ -163,19 +179,19 @@ def test_device_that_was_given_back_unasked_rests_for_a_moment() -> None:
 
 
 def test_lease_is_asked_back_when_the_tail_is_over_for_certain() -> None:
-    (revoke,) = revokes(decide(make_snapshot(idle("a"), lent("b"), make_trainer("b"))))
+    (revoke,) = revokes(make_snapshot(idle("a"), lent("b"), make_trainer("b")))
     assert revoke.rollout_uid == "b-uid"
     assert revoke.reason is RevokeReason.WINDOW_END
     settling = make_rollout("a", make_state())
     assert classify(settling, stale_after=30) is WorkerState.DRAINING
-    assert revokes(decide(make_snapshot(settling, lent("b")))) == []
+    assert revokes(make_snapshot(settling, lent("b"), make_trainer("b"))) == ()
     silent = make_rollout("a", make_state(), fault=Fault.UNREACHABLE)
-    assert revokes(decide(make_snapshot(silent, lent("b")))) == []
+    assert revokes(make_snapshot(silent, lent("b"), make_trainer("b"))) == ()
 
 
 @pytest.mark.parametrize("job", [make_job(suspend=True), make_job(deleting=True)], ids=["suspend", "delete"])
 def test_lease_is_asked_back_when_the_job_lends_no_more(job: object) -> None:
-    (revoke,) = revokes(decide(make_snapshot(busy("a"), lent("b"), job=job)))
+    (revoke,) = revokes(make_snapshot(busy("a"), lent("b"), make_trainer("b"), job=job))
     assert revoke.reason is RevokeReason.OPERATOR
 
 
@@ -184,4 +200,4 @@ def test_lease_that_is_being_handed_back_is_not_asked_for_again() -> None:
     from tlt_workloads.contract import LeasePhase
 
     revoking = make_rollout("b", make_state(lease=make_lease("t", phase=LeasePhase.REVOKING)))
-    assert revokes(decide(make_snapshot(idle("a"), revoking, job=make_job(suspend=True)))) == []
+    assert revokes(make_snapshot(idle("a"), revoking, job=make_job(suspend=True))) == ()

@@ -22,14 +22,18 @@ from tests.support.snapshots import (
 from tlt_operator.api.names import Reason
 from tlt_operator.api.pod import DeviceClaim
 from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
+from tlt_operator.plan.generation import observe_generation
+from tlt_operator.plan.recalls import decide_recalls
 from tlt_operator.plan.snapshot import Fault, Snapshot
 from tlt_operator.plan.training import decide_trainers, placement_obstacle
 from tlt_operator.plan.worker import classify_all
 from tlt_workloads.contract import LeasePhase, TrainerPhase, WindowReport
 
 
-def decide(snapshot: Snapshot, *, tokens: int = 1000) -> tuple[Action, ...]:
-    return decide_trainers(snapshot, classify_all(snapshot), available_tokens=tokens)
+def decide(snapshot: Snapshot, *, tokens: int = 1000, due: bool = False) -> tuple[Action, ...]:
+    workers = classify_all(snapshot)
+    recalls = decide_recalls(snapshot, workers, observe_generation(snapshot, workers), before={})
+    return decide_trainers(snapshot, workers, available_tokens=tokens, due=due, recalls=recalls.open)
 
 
 def created(actions: tuple[Action, ...]) -> list[str]:

@@ -61,14 +61,14 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     held = held_pods(snapshot, known.workers, terms=known.terms)
     taken = {view.pod.uid for view in held}
     allowed = min(snapshot.job.spec.training.max_trainers, LEASES_AT_ONCE)
-    warm = warm_trainers(snapshot)
+    warm, in_use = warm_trainers(snapshot), _claims_in_use(snapshot, known.workers)
     fit: list[tuple[RolloutView, TrainerView]] = []
     refusals: list[Refusal] = []
     for view in sorted(snapshot.rollouts, key=_idle_longest_first):
         if known.workers[view.pod.uid] is not WorkerState.IDLE or view.pod.uid in taken:
             continue
         trainer = warm.get(view.pod.uid)
-        refusal = _refusal(snapshot, known, view, trainer)
+        refusal = _shared_device(view, in_use) or _refusal(snapshot, known, view, trainer)
         if refusal is None and trainer is not None:
             fit.append((view, trainer))
         else:
@@ -163,6 +163,13 @@ def _refusal(snapshot: Snapshot, known: Knowledge, view: RolloutView, trainer: T
     return None
 
 
+def _shared_device(view: RolloutView, in_use: frozenset[str]) -> Refusal | None:
+    claims = ", ".join(sorted(view.pod.claim_names & in_use))
+    if not claims:
+        return None
+    return Reason.NO_IDLE_POD, f"{view.pod.name} is idle, but another pod that is not shares its ResourceClaim {claims}"
+
+
 def _no_trainer(view: RolloutView) -> Refusal:
     return Reason.TRAINER_STARTING, f"{view.pod.name} is idle, its trainer pod is not ready yet"
 
@@ -203,6 +210,16 @@ def _just_given_back(snapshot: Snapshot, view: RolloutView, trainer: TrainerView
 
 def _is_fresh(snapshot: Snapshot, trainer: TrainerView) -> bool:
     return trainer.fault is None and trainer.age <= snapshot.limits.stale_after
+
+
+def _claims_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:
+    """ResourceClaims of the pods that are not idle, or cannot say so."""
+    return frozenset(
+        claim
+        for view in snapshot.rollouts
+        if workers[view.pod.uid] is not WorkerState.IDLE and not view.pod.finished
+        for claim in view.pod.claim_names
+    )
 
 
 def _idle_longest_first(view: RolloutView) -> tuple[float, str]:

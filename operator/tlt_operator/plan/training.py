@@ -65,18 +65,14 @@ def decide_trainers(
 def _creations(snapshot: Snapshot, rollouts: Mapping[str, RolloutView], wanted: tuple[str, ...]) -> list[CreateTrainer]:
     """A trainer that still goes away holds its claim: the next one on it waits, whichever rollout pod it is for."""
     present = {trainer.pod.rollout_uid for trainer in snapshot.trainers}
-    taken = {claim for trainer in snapshot.trainers for claim in _claims(trainer.pod)}
+    taken = {claim for trainer in snapshot.trainers for claim in trainer.pod.claim_names}
     found: list[CreateTrainer] = []
     for uid in wanted:
-        claims = _claims(rollouts[uid].pod)
+        claims = rollouts[uid].pod.claim_names
         if uid not in present and not claims & taken:
             found.append(CreateTrainer(rollout_uid=uid))
             taken |= claims
     return found
-
-
-def _claims(pod: Pod) -> set[str]:
-    return {claim.claim for claim in pod.claims if claim.claim is not None}
 
 
 def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> tuple[str, ...]:

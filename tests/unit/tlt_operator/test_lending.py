@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.snapshots import busy, idle, lent, make_job, make_rollout, make_snapshot, make_state, make_trainer
+from tests.support.snapshots import (
+    busy,
+    idle,
+    lent,
+    make_job,
+    make_lease,
+    make_pod,
+    make_rollout,
+    make_snapshot,
+    make_state,
+    make_trainer,
+)
 from tlt_operator.api.names import Reason
+from tlt_operator.api.pod import DeviceClaim
 from tlt_operator.plan.acceptance import AcceptanceMemory
 from tlt_operator.plan.actions import GrantLease, RevokeLease
 from tlt_operator.plan.generation import observe_generation
@@ -17,7 +29,16 @@ from tlt_operator.plan.snapshot import Fault, GatewayView, Snapshot
 from tlt_operator.plan.triggers import assess_need
 from tlt_operator.plan.windows import OpenWindow, WindowHistory, WindowPhase
 from tlt_operator.plan.worker import WorkerState, classify, classify_all
-from tlt_workloads.contract import EndedLease, GatewayState, MemoryMode, RevokeReason, TrainerPhase, WindowReport
+from tlt_workloads.contract import (
+    EndedLease,
+    GatewayState,
+    LeasePhase,
+    MemoryMode,
+    RevokeReason,
+    RolloutState,
+    TrainerPhase,
+    WindowReport,
+)
 
 
 def decide(
@@ -136,12 +157,85 @@ def test_too_few_windows_say_nothing() -> None:
     assert grants(decide(make_snapshot(busy("a"), idle("b"), make_trainer("b")), history=history))
 
 
+def past(*lengths: float, phase: WindowPhase = WindowPhase.TAIL, started: float = 1000.0) -> WindowHistory:
+    return WindowHistory(open={"b-uid": OpenWindow(started=started, phase=phase)}, closed={phase: lengths})
+
+
+@pytest.mark.parametrize(
+    ("remaining", "age", "lent"),
+    [(5.0, 0.0, True), (4.9, 0.0, False), (7.0, 2.1, False), (60.0, 2.1, True), (0.0, 25.0, False)],
+)
+def test_tail_lasts_as_long_as_the_gateway_expects(remaining: float, age: float, lent: bool) -> None:
+    """Whatever the past windows say: they know nothing of this step."""
+    view = gateway(outstanding=1, remaining=remaining, age=age)
+    snapshot = make_snapshot(busy("a"), idle("b"), make_trainer("b"), gateway=view)
+    for history in (WindowHistory(), past(0.1, 0.1, 0.1), past(99.0, 99.0, 99.0)):
+        lending = decide(snapshot, history=history)
+        assert bool(lending.grants) == lent
+        if not lent:
+            assert lending.reason is Reason.WINDOW_TOO_SHORT
+            assert "gateway" in lending.message
+
+
+def test_gateway_that_knows_nothing_leaves_it_to_the_past_windows() -> None:
+    for view in (gateway(outstanding=1), gateway(outstanding=1, remaining=60.0, age=31.0), None):
+        snapshot = make_snapshot(busy("a"), idle("b"), make_trainer("b"), gateway=view)
+        lending = decide(snapshot, history=past(1.0, 1.0, 1.0))
+        assert lending.reason is Reason.WINDOW_TOO_SHORT
+        assert "past windows" in lending.message
+        assert decide(snapshot, history=past(9.0, 9.0, 9.0)).grants
+
+
+def test_any_idle_window_outlasts_the_tail() -> None:
+    job = make_job(idle={"scope": "AnyIdle"})
+    view = gateway(outstanding=1, remaining=2.0)
+    snapshot = make_snapshot(busy("a"), idle("b"), make_trainer("b"), gateway=view, job=job)
+    assert decide(snapshot, history=past(30.0, 30.0, 30.0)).grants, "into the learner's phase"
+    assert decide(snapshot, history=past(1.0, 1.0, 1.0)).reason is Reason.WINDOW_TOO_SHORT
+    longer = make_snapshot(
+        busy("a"), idle("b"), make_trainer("b"), gateway=gateway(outstanding=1, remaining=20.0), job=job
+    )
+    assert decide(longer, history=past(1.0, 1.0, 1.0)).grants, "at least to the end of the tail"
+
+
+def test_windows_are_compared_with_those_of_the_same_phase() -> None:
+    job = make_job(idle={"scope": "AnyIdle"})
+    snapshot = make_snapshot(idle("b"), make_trainer("b"), job=job)
+    short_tails = WindowHistory(
+        open={"b-uid": OpenWindow(started=1000.0, phase=WindowPhase.LEARNER)},
+        closed={WindowPhase.TAIL: (1.0, 1.0, 1.0), WindowPhase.LEARNER: (30.0, 30.0, 30.0)},
+    )
+    assert decide(snapshot, history=short_tails).grants
+
+
 def test_one_lease_at_a_time_and_the_longest_idle_first() -> None:
     snapshot = make_snapshot(busy("a"), idle("b"), idle("c", idle_for=9.0), make_trainer("b"), make_trainer("c"))
     (grant,) = grants(decide(snapshot))
     assert grant.rollout_uid == "c-uid"
     held = make_snapshot(busy("a"), idle("b"), lent("c"), make_trainer("b"), make_trainer("c"))
     assert grants(decide(held)) == ()
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "lent"),
+    [
+        (make_state(idle=True), True),
+        (make_state(running=1), False),
+        (make_state(), False),
+        (make_state(idle=True, lease=make_lease("trainer/1")), False),
+        (None, False),
+    ],
+    ids=["idle", "busy", "draining", "lent", "silent"],
+)
+def test_device_that_pods_share_is_lent_only_when_all_of_them_are_idle(
+    neighbour: RolloutState | None, lent: bool
+) -> None:
+    claim = (DeviceClaim(name="gpu", claim="one-gpu"),)
+    pods = [
+        make_rollout("b", make_state(idle=True, idle_for=9.0), pod=make_pod("b", claims=claim)),
+        make_rollout("c", neighbour, pod=make_pod("c", claims=claim)),
+    ]
+    assert bool(decide(make_snapshot(busy("a"), *pods, make_trainer("b"))).grants) == lent
 
 
 def test_grant_under_way_counts_as_held() -> None:
@@ -196,8 +290,5 @@ def test_lease_is_asked_back_when_the_job_lends_no_more(job: object) -> None:
 
 
 def test_lease_that_is_being_handed_back_is_not_asked_for_again() -> None:
-    from tests.support.snapshots import make_lease
-    from tlt_workloads.contract import LeasePhase
-
     revoking = make_rollout("b", make_state(lease=make_lease("t", phase=LeasePhase.REVOKING)))
     assert revokes(make_snapshot(idle("a"), revoking, job=make_job(suspend=True))) == ()

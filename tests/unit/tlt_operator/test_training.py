@@ -151,3 +151,24 @@ def test_warm_trainer_is_kept_for_keep_warm_after_its_last_window() -> None:
 def test_outdated_trainer_is_replaced_but_never_while_it_holds_a_device() -> None:
     assert set(deleted(decide(make_snapshot(idle("a"), make_trainer("a", outdated=True)))))
     assert deleted(decide(make_snapshot(lent("a"), make_trainer("a", outdated=True)))) == {}
+
+
+def test_next_trainer_on_a_claim_waits_until_the_last_one_is_gone() -> None:
+    """A rollout pod of a StatefulSet comes back under another uid and uses the claim of the one before."""
+    claim = (DeviceClaim(name="gpu", claim="gpu-of-a", requests=()),)
+    reborn = make_rollout("a", make_state(), pod=make_pod("a", uid="a-again", claims=claim))
+    last = make_pod("trainer-of-a", claims=claim, labels=make_trainer_pod("a").labels, deleting=True)
+    assert created(decide(make_snapshot(reborn, make_trainer("a", pod=last)))) == []
+    assert created(decide(make_snapshot(reborn))) == ["a-again"]
+
+
+def test_pods_that_share_a_claim_get_one_trainer() -> None:
+    claim = (DeviceClaim(name="gpu", claim="one-gpu", requests=()),)
+    pods = [make_rollout(name, make_state(), pod=make_pod(name, claims=claim)) for name in ("a", "b")]
+    assert created(decide(make_snapshot(*pods))) == ["a-uid"]
+
+
+def test_training_that_is_due_is_reason_enough_for_a_trainer() -> None:
+    old = {"idle_seconds": 600.0}
+    assert created(decide(make_snapshot(idle("a", **old)), tokens=10)) == []
+    assert created(decide(make_snapshot(idle("a", **old)), tokens=10, due=True)) == ["a-uid"]

@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "workloads")]  # this checkout, whatever is installed
 
+from tlt_operator.api.reasons import EXPLANATIONS, QUESTIONS  # noqa: E402
 from tlt_operator.plan.worker import MEANINGS, MOVES, WorkerState  # noqa: E402
 
 KINDS = {"tltjobs.yaml": "tltjob.md", "drafterrevisions.yaml": "drafterrevision.md"}
@@ -87,9 +88,9 @@ def worker_states() -> str:
         "## Moves",
         "",
         "Every pair of answers that may follow each other. A move that is not here is counted in",
-        "`tlt_unexpected_moves_total` and logged. Such a move is always a lease on a pod that was not idle, which this",
-        "operator did not give. It counts as held, so the device is lent to nobody else, and it is asked back unless",
-        "its holder is a trainer of the job.",
+        "`tlt_unexpected_moves_total` and logged. Such a move is always a lease on a pod that was not seen idle:",
+        "somebody else granted it, or a grant was under way for long. It counts as held, so the device is lent to",
+        "nobody else, and it is asked back unless its holder is a trainer of the job.",
         "",
         "| from | to | when |",
         "|---|---|---|",
@@ -113,6 +114,20 @@ def worker_states() -> str:
     return "\n".join([*lines, "```"]) + "\n"
 
 
+def conditions() -> str:
+    """The conditions of a TLTJob, and every reason that each may have."""
+    lines = [
+        "# Conditions",
+        "",
+        "The conditions in the status of a TLTJob, and every reason that each may have. Made from "
+        "`tlt_operator.api.reasons` by `python docs/reference/generate.py`.",
+    ]
+    for kind, reasons in EXPLANATIONS.items():
+        lines += ["", f"## {kind.value}", "", QUESTIONS[kind], "", "| reason | meaning |", "|---|---|"]
+        lines += [f"| {reason.value} | {meaning} |" for reason, meaning in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
 def _list(states: tuple[WorkerState, ...]) -> str:
     return ", ".join(state.value for state in states)
 
@@ -122,6 +137,7 @@ def pages() -> Iterator[tuple[str, str]]:
     for source, name in KINDS.items():
         yield name, page(yaml.safe_load((ROOT / "crds" / source).read_text()))
     yield "worker-states.md", worker_states()
+    yield "conditions.md", conditions()
 
 
 def main() -> int:

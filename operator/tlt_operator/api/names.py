@@ -43,7 +43,7 @@ class ConditionType(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why a condition is what it is."""
+    """Why a condition is what it is; `tlt_operator.api.reasons` says what each means."""
 
     # RolloutReady
     PODS_READY = "PodsReady"
@@ -76,7 +76,6 @@ class Reason(enum.StrEnum):
     DELETING = "Deleting"
     NO_CLAIM = "NoResourceClaim"
     NO_DRA = "ClusterWithoutDRA"
-    PLACEMENT_NOT_SUPPORTED = "PlacementNotSupported"
     TRAINER_FAILED = "TrainerFailed"
     # DrafterReady
     REVISION_ACTIVE = "RevisionActive"

@@ -85,7 +85,7 @@ class Reporter:
                 job=job.key, before=item.from_state, after=item.to_state
             ).inc()
             logger.warning(
-                "%s: pod %s went from %s to %s, which no pod does by itself; somebody else gave a lease on it",
+                "%s: pod %s went from %s to %s: it was lent although it was not seen idle",
                 job.key,
                 item.pod,
                 item.from_state,

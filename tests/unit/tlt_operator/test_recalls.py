@@ -58,7 +58,8 @@ def test_lease_of_a_stranger_is_asked_back_and_its_device_lent_to_nobody_else() 
 @pytest.mark.parametrize("job", [SUSPENDED, make_job(deleting=True)], ids=["suspended", "deleted"])
 def test_silent_pod_is_asked_too_when_the_job_lends_no_more(job: Any) -> None:
     assert revokes(look(busy("a"), silent(lent("b")), make_trainer("b"), job=job))
-    assert not revokes(look(busy("a"), silent(lent("b")), make_trainer("b")))
+    assert not revokes(look(idle("a"), silent(lent("b")), make_trainer("b"))), "out of scope now, right when heard"
+    assert not revokes(look(busy("a"), silent(lent("b", holder="stranger/1"))))
 
 
 def test_device_that_cannot_be_asked_back_costs_the_trainer_pod() -> None:

@@ -61,14 +61,18 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     held = held_pods(snapshot, known.workers, terms=known.terms)
     taken = {view.pod.uid for view in held}
     allowed = min(snapshot.job.spec.training.max_trainers, LEASES_AT_ONCE)
-    warm, in_use = warm_trainers(snapshot), _claims_in_use(snapshot, known.workers)
+    warm = warm_trainers(snapshot)
+    in_use: frozenset[str] | None = None  # looked up only when a pod is to be lent: most passes lend none
     fit: list[tuple[RolloutView, TrainerView]] = []
     refusals: list[Refusal] = []
     for view in sorted(snapshot.rollouts, key=_idle_longest_first):
         if known.workers[view.pod.uid] is not WorkerState.IDLE or view.pod.uid in taken:
             continue
         trainer = warm.get(view.pod.uid)
-        refusal = _shared_device(view, in_use) or _refusal(snapshot, known, view, trainer)
+        refusal = _refusal(snapshot, known, view, trainer)
+        if refusal is None and trainer is not None:
+            in_use = _claims_in_use(snapshot, known.workers) if in_use is None else in_use
+            refusal = _shared_device(view, in_use)
         if refusal is None and trainer is not None:
             fit.append((view, trainer))
         else:

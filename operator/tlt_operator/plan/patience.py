@@ -32,10 +32,14 @@ class Patience:
 
 def learn_patience(before: Mapping[str, Patience], snapshot: Snapshot) -> dict[str, Patience]:
     """Takes over the leases that ended since the last time; by pod uid."""
-    learned = {
-        view.pod.uid: _after_lease(before.get(view.pod.uid), view, snapshot=snapshot) for view in snapshot.rollouts
-    }
-    return {uid: patience for uid, patience in learned.items() if patience is not None}
+    learned: dict[str, Patience] = {}
+    for view in snapshot.rollouts:
+        known, lease = before.get(view.pod.uid), view.state.last_lease if view.state is not None else None
+        if lease is not None and (known is None or known.lease != lease.id):
+            known = _after_lease(known, lease, ended=snapshot.now - lease.ended_ago - view.age, snapshot=snapshot)
+        if known is not None:
+            learned[view.pod.uid] = known
+    return learned
 
 
 def still_to_wait(known: Mapping[str, Patience], view: RolloutView, *, now: float) -> float:
@@ -46,11 +50,7 @@ def still_to_wait(known: Mapping[str, Patience], view: RolloutView, *, now: floa
     return max(0.0, patience.required(now) - view.state.idle_for - view.age)
 
 
-def _after_lease(known: Patience | None, view: RolloutView, *, snapshot: Snapshot) -> Patience | None:
-    lease = view.state.last_lease if view.state is not None else None
-    if lease is None or (known is not None and known.lease == lease.id):
-        return known
-    ended = snapshot.now - lease.ended_ago - view.age
+def _after_lease(known: Patience | None, lease: EndedLease, *, ended: float, snapshot: Snapshot) -> Patience:
     least = snapshot.job.spec.idle.min_window
     pause = known.required(ended) if known is not None else 0.0
     if _was_interrupted(lease, least=least):

@@ -1,4 +1,4 @@
-"""Writes the reference from the CRDs and the operator's collectors, so that no page can say something else than these.
+"""Writes the reference from the CRDs and the operator's tables, so that no page can say something else than they do.
 
 python docs/reference/generate.py            writes docs/reference/*.md
 python docs/reference/generate.py --check    fails when a page is out of date
@@ -17,6 +17,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "workloads")]  # this checkout, whatever is installed
 
 from metrics_page import metrics_page  # noqa: E402
+
+from tlt_operator.api.reasons import EXPLANATIONS, QUESTIONS  # noqa: E402
+from tlt_operator.plan.worker import MEANINGS, MOVES, WorkerState  # noqa: E402
 
 KINDS = {"tltjobs.yaml": "tltjob.md", "drafterrevisions.yaml": "drafterrevision.md"}
 
@@ -72,11 +75,72 @@ def page(definition: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def worker_states() -> str:
+    """States of a rollout pod, and the table of moves: once to read, once as a diagram."""
+    lines = [
+        "# Worker states",
+        "",
+        "What a rollout pod does, as the operator sees it. Made from `tlt_operator.plan.worker` by "
+        "`python docs/reference/generate.py`.",
+        "",
+        "| state | meaning |",
+        "|---|---|",
+        *(f"| {state.value} | {MEANINGS[state]} |" for state in reversed(WorkerState)),
+        "",
+        "## Moves",
+        "",
+        "Every pair of answers that may follow each other. A move that is not here is counted in",
+        "`tlt_unexpected_moves_total` and logged. Such a move is always a lease on a pod that was not seen idle:",
+        "somebody else granted it, or a grant was under way for long. It counts as held, so the device is lent to",
+        "nobody else, and it is asked back unless its holder is a trainer of the job.",
+        "",
+        "| from | to | when |",
+        "|---|---|---|",
+        *(f"| {_list(move.before)} | {_list(move.after)} | {move.cause} |" for move in MOVES),
+        "",
+        "## The cycle",
+        "",
+        "Steps of a pod that answers, without those that two answers may skip:",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+    ]
+    silent = {WorkerState.UNKNOWN, WorkerState.UNAVAILABLE}
+    lines += [
+        f"    {before.value} --> {after.value}: {move.cause.replace('`', '').replace(':', ',')}"
+        for move in MOVES
+        if not move.skips and not silent & {*move.before, *move.after}
+        for before in move.before
+        for after in move.after
+    ]
+    return "\n".join([*lines, "```"]) + "\n"
+
+
+def conditions() -> str:
+    """The conditions of a TLTJob, and every reason that each may have."""
+    lines = [
+        "# Conditions",
+        "",
+        "The conditions in the status of a TLTJob, and every reason that each may have. Made from "
+        "`tlt_operator.api.reasons` by `python docs/reference/generate.py`.",
+    ]
+    for kind, reasons in EXPLANATIONS.items():
+        lines += ["", f"## {kind.value}", "", QUESTIONS[kind], "", "| reason | meaning |", "|---|---|"]
+        lines += [f"| {reason.value} | {meaning} |" for reason, meaning in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _list(states: tuple[WorkerState, ...]) -> str:
+    return ", ".join(state.value for state in states)
+
+
 def pages() -> Iterator[tuple[str, str]]:
     """Name and text of every page."""
     for source, name in KINDS.items():
         yield name, page(yaml.safe_load((ROOT / "crds" / source).read_text()))
     yield "metrics.md", metrics_page()
+    yield "worker-states.md", worker_states()
+    yield "conditions.md", conditions()
 
 
 def main() -> int:

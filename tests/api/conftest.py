@@ -137,6 +137,7 @@ class World:
         name: str,
         *,
         job: str = "demo",
+        app: str = "rollout",
         claim: bool = True,
         plugin: bool = True,
         token: str | None = None,
@@ -147,7 +148,7 @@ class World:
         body: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name, "namespace": self.namespace, "labels": {"app": "rollout"}},
+            "metadata": {"name": name, "namespace": self.namespace, "labels": {"app": app}},
             "spec": {"containers": [{"name": "vllm", "image": "vllm"}], "terminationGracePeriodSeconds": 0},
         }
         if claim:

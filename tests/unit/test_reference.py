@@ -1,4 +1,4 @@
-"""The reference says what the CRDs and the collectors say."""
+"""The reference says what the CRDs and the operator's tables say."""
 
 from __future__ import annotations
 

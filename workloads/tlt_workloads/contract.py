@@ -347,6 +347,7 @@ class GatewayState:
     retried_requests: int
     failed_requests: int
     policy_version: int
+    remaining: float | None = None  # expected seconds until the last outstanding one is answered; None = unknown
 
 
 Payload = TypeVar("Payload")

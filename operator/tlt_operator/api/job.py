@@ -12,6 +12,7 @@ from tlt_operator.errors import InvalidSpecError
 from tlt_workloads.contract import ContractError, MemoryMode, SpeculationMode, decode
 
 STORE_SCHEMES = ("file:///", "s3://", "gs://", "abfs://")
+LEAST_SHARE = 0.1  # of `minNewTokens`: a drafter that has fallen behind cannot be helped with less
 
 
 class Scope(enum.StrEnum):
@@ -110,6 +111,11 @@ class Trigger:
     min_new_tokens: int = 20000
     acceptance_drop: float = 0.05
     max_policy_lag: int = 4
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens not yet trained on without which no window is of use, whatever the trigger."""
+        return max(1, round(LEAST_SHARE * self.min_new_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)

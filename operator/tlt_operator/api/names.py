@@ -43,7 +43,7 @@ class ConditionType(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why a condition is what it is."""
+    """Why a condition is what it is; `tlt_operator.api.reasons` says what each means."""
 
     # RolloutReady
     PODS_READY = "PodsReady"
@@ -58,6 +58,8 @@ class Reason(enum.StrEnum):
     # DataReady
     ENOUGH_TOKENS = "EnoughTokens"
     NOT_ENOUGH_TOKENS = "NotEnoughTokens"
+    ACCEPTANCE_DROPPED = "AcceptanceDropped"
+    POLICY_LAG = "PolicyLag"
     CAPTURE_OFF = "CaptureOff"
     NO_ANSWER = "NoAnswer"
     # Harvesting
@@ -65,6 +67,7 @@ class Reason(enum.StrEnum):
     NO_IDLE_POD = "NoIdlePod"
     WAITING_FOR_DATA = "WaitingForData"
     GIVEN_BACK = "GivenBack"
+    OFTEN_INTERRUPTED = "OftenInterrupted"
     TRAINER_STARTING = "TrainerStarting"
     OUT_OF_SCOPE = "OutOfScope"
     WINDOW_TOO_SHORT = "WindowTooShort"
@@ -73,7 +76,6 @@ class Reason(enum.StrEnum):
     DELETING = "Deleting"
     NO_CLAIM = "NoResourceClaim"
     NO_DRA = "ClusterWithoutDRA"
-    PLACEMENT_NOT_SUPPORTED = "PlacementNotSupported"
     TRAINER_FAILED = "TrainerFailed"
     # DrafterReady
     REVISION_ACTIVE = "RevisionActive"

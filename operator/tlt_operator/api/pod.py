@@ -46,6 +46,11 @@ class Pod:
         return f"{self.name}/{self.uid}"
 
     @property
+    def claim_names(self) -> frozenset[str]:
+        """The ResourceClaims that exist for it; pods that have one in common share its devices."""
+        return frozenset(item.claim for item in self.claims if item.claim is not None)
+
+    @property
     def job(self) -> str | None:
         """Trainer pods: the job's name."""
         return self.labels.get(JOB_LABEL)

@@ -42,7 +42,7 @@ def trainer_config(job: Job) -> TrainerConfig:
         draft_length=spec.drafter.speculative_tokens,
         learning_rate=spec.training.learning_rate,
         max_policy_lag=spec.training.trigger.max_policy_lag,
-        min_new_tokens=spec.training.trigger.min_new_tokens,
+        min_new_tokens=spec.training.trigger.least_tokens,  # the operator decides whether a window is worth it
         initial_revision=spec.drafter.initial_revision,
         keep_warm=spec.training.keep_warm,
         grace=spec.reclaim.grace,

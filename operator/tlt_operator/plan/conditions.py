@@ -11,6 +11,7 @@ from tlt_operator.plan.lending import Lending, window_error
 from tlt_operator.plan.revisions import Rollout
 from tlt_operator.plan.snapshot import Fault, RolloutView, Snapshot
 from tlt_operator.plan.training import placement_obstacle
+from tlt_operator.plan.triggers import Need
 from tlt_operator.plan.worker import WorkerState
 from tlt_workloads.contract import STATE_ROUTE, TrainerPhase
 
@@ -75,10 +76,9 @@ def rollout_ready(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> Con
     return _condition(ConditionType.ROLLOUT_READY, Status.FALSE, reason, message)
 
 
-def data_ready(snapshot: Snapshot, *, available_tokens: int) -> Condition:
-    """Whether enough was captured to train on."""
+def data_ready(snapshot: Snapshot, need: Need) -> Condition:
+    """Whether what was captured is worth training on, and by which trigger."""
     spec = snapshot.job.spec
-    needed = spec.training.trigger.min_new_tokens
     if spec.capture.sample_rate == 0:
         return _condition(
             ConditionType.DATA_READY,
@@ -88,10 +88,7 @@ def data_ready(snapshot: Snapshot, *, available_tokens: int) -> Condition:
         )
     if not any(view.state is not None for view in snapshot.rollouts):
         return _condition(ConditionType.DATA_READY, Status.UNKNOWN, Reason.NO_ANSWER, "No rollout pod has answered yet")
-    counts = f"{available_tokens} captured tokens wait; spec.training.trigger.minNewTokens is {needed}"
-    if available_tokens >= needed:
-        return _condition(ConditionType.DATA_READY, Status.TRUE, Reason.ENOUGH_TOKENS, counts)
-    return _condition(ConditionType.DATA_READY, Status.FALSE, Reason.NOT_ENOUGH_TOKENS, counts)
+    return _condition(ConditionType.DATA_READY, Status.TRUE if need.due else Status.FALSE, need.reason, need.message)
 
 
 def harvesting(snapshot: Snapshot, lending: Lending) -> Condition:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import Phase
+from tlt_operator.plan.acceptance import AcceptanceMemory, follow_acceptance
 from tlt_operator.plan.actions import Action, Configure
 from tlt_operator.plan.conditions import (
     Condition,
@@ -21,12 +22,16 @@ from tlt_operator.plan.conditions import (
 from tlt_operator.plan.generation import lendable, observe_generation
 from tlt_operator.plan.ledger import CountedLease, Ledger, account
 from tlt_operator.plan.lending import Knowledge, LeaseTerms, Lending, decide_leases
+from tlt_operator.plan.patience import Patience, learn_patience
+from tlt_operator.plan.recalls import Recall, decide_recalls
 from tlt_operator.plan.revisions import Rollout, decide_revisions
+from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
 from tlt_operator.plan.tokens import TokenMemory, count_tokens
 from tlt_operator.plan.training import decide_trainers
+from tlt_operator.plan.triggers import assess_need
 from tlt_operator.plan.windows import ClosedWindow, WindowHistory, advance
-from tlt_operator.plan.worker import WorkerState, classify_all
+from tlt_operator.plan.worker import WorkerState, classify_all, is_legal
 from tlt_workloads.contract import (
     CaptureSettings,
     RolloutConfig,
@@ -46,7 +51,10 @@ class Memory:
     trainers: Mapping[str, TrainerPhase] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)  # of both, by uid
     windows: WindowHistory = field(default_factory=WindowHistory)
+    patience: Mapping[str, Patience] = field(default_factory=dict)
+    recalls: Mapping[str, Recall] = field(default_factory=dict)
     tokens: TokenMemory = field(default_factory=TokenMemory)
+    acceptance: AcceptanceMemory = field(default_factory=AcceptanceMemory)
     ledger: Ledger = field(default_factory=Ledger)
 
 
@@ -59,6 +67,7 @@ class Transition:
     from_state: str | None
     to_state: str
     age: float
+    expected: bool = True  # the table of moves has it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +112,30 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
     available, tokens = count_tokens(snapshot, memory.tokens)
     generation = observe_generation(snapshot, workers)
     windows, closed = advance(
-        memory.windows, lendable(snapshot, workers, generation), phase=generation.phase, now=snapshot.now
+        memory.windows,
+        lendable(snapshot, workers, generation),
+        phase=generation.phase,
+        now=snapshot.now,
+        lost=_lost(memory.workers, workers),
     )
-    known = Knowledge(workers=workers, generation=generation, history=windows, available_tokens=available, terms=terms)
-    lending = decide_leases(snapshot, known)
-    rollout = decide_revisions(snapshot, workers)
     ledger, ended = account(memory.ledger, snapshot)
+    rollout = decide_revisions(snapshot, workers)
+    acceptance = follow_acceptance(memory.acceptance, snapshot, rollout.active)
+    need = assess_need(snapshot, active=rollout.active, acceptance=acceptance, available_tokens=available)
+    known = Knowledge(
+        workers=workers,
+        generation=generation,
+        history=windows,
+        patience=learn_patience(memory.patience, snapshot),
+        need=need,
+        account=Wish(job=snapshot.job.key, idle=ledger.idle, harvested=ledger.harvested),
+        terms=terms,
+    )
+    recalls = decide_recalls(snapshot, workers, generation, before=memory.recalls)
+    lending = decide_leases(snapshot, known)
     conditions = (
         rollout_ready(snapshot, workers),
-        data_ready(snapshot, available_tokens=available),
+        data_ready(snapshot, need),
         harvesting(snapshot, lending),
         drafter_ready(snapshot, rollout),
         degraded(snapshot, workers, rollout),
@@ -121,9 +145,10 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
     names |= {view.pod.uid: view.pod.name for view in snapshot.trainers}
     return Decision(
         actions=(
-            *lending.actions,
+            *recalls.actions,
+            *lending.grants,
             *_configurations(snapshot, workers),
-            *decide_trainers(snapshot, workers, available_tokens=available),
+            *decide_trainers(snapshot, workers, available_tokens=available, due=need.due, recalls=recalls.open),
             *rollout.actions,
         ),
         conditions=conditions,
@@ -141,8 +166,24 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
         ),
         ended_leases=ended,
         closed_windows=closed,
-        memory=Memory(workers=workers, trainers=trainers, names=names, windows=windows, tokens=tokens, ledger=ledger),
+        memory=Memory(
+            workers=workers,
+            trainers=trainers,
+            names=names,
+            windows=windows,
+            patience=known.patience,
+            recalls=recalls.open,
+            tokens=tokens,
+            acceptance=acceptance,
+            ledger=ledger,
+        ),
     )
+
+
+def _lost(before: Mapping[str, WorkerState], workers: Mapping[str, WorkerState]) -> set[str]:
+    """Pods (uids) that have gone, or cannot be asked."""
+    silent = (WorkerState.UNKNOWN, WorkerState.UNAVAILABLE)
+    return {uid for uid in before if uid not in workers} | {uid for uid, worker in workers.items() if worker in silent}
 
 
 def _configurations(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> tuple[Action, ...]:
@@ -171,6 +212,7 @@ def _transitions(
             from_state=before[uid].value if uid in before else None,
             to_state=state.value,
             age=ages.get(uid, 0.0),
+            expected=_is_expected(before.get(uid), state),
         )
         for uid, state in after.items()
         if before.get(uid) is not state
@@ -181,6 +223,10 @@ def _transitions(
         if uid not in after
     ]
     return tuple(found)
+
+
+def _is_expected(before: WorkerState | TrainerPhase | None, after: WorkerState | TrainerPhase) -> bool:
+    return not (isinstance(before, WorkerState) and isinstance(after, WorkerState)) or is_legal(before, after)
 
 
 def _ages(views: tuple[RolloutView, ...] | tuple[TrainerView, ...]) -> dict[str, float]:

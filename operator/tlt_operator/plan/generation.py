@@ -13,12 +13,13 @@ from tlt_operator.plan.worker import WorkerState
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What pods and gateway say is left; made once per pass, asked for each pod."""
+    """What pods and gateway say is left of the step; made once per pass, asked for each pod."""
 
     busy: frozenset[str]  # uids of pods that generate
     uncertain: bool  # a pod cannot be asked, or has ended its last request only just now
     outstanding: bool  # the gateway waits for answers
     queued: bool  # the gateway has requests that no pod has yet
+    remaining: float | None = None  # seconds until the last of them is answered, as far as the gateway can tell
 
     def elsewhere(self, uid: str) -> bool:
         """Whether any pod but this idle one generates; what the gateway waits for must be with the others."""
@@ -39,6 +40,11 @@ def observe_generation(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -
         uncertain=any(worker in (WorkerState.DRAINING, WorkerState.UNKNOWN) for worker in workers.values()),
         outstanding=state is not None and state.outstanding > 0,
         queued=state is not None and state.queued > 0,
+        remaining=(
+            max(0.0, state.remaining - gateway.age)
+            if gateway is not None and state is not None and state.remaining is not None
+            else None
+        ),
     )
 
 

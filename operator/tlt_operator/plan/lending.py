@@ -1,14 +1,18 @@
-"""Which idle devices are lent, and which are asked back."""
+"""Which idle devices are lent."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tlt_operator.api.names import Reason
-from tlt_operator.plan.actions import Action, GrantLease, RevokeLease
+from tlt_operator.plan.actions import GrantLease
+from tlt_operator.plan.expectation import expect_rest
 from tlt_operator.plan.generation import Generation, in_scope
+from tlt_operator.plan.patience import Patience, still_to_wait
+from tlt_operator.plan.shares import Wish, share_leases
 from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
+from tlt_operator.plan.triggers import Need
 from tlt_operator.plan.windows import WindowHistory
 from tlt_operator.plan.worker import WorkerState
 from tlt_workloads.contract import LeaseRequest, RevokeReason, TrainerPhase
@@ -21,62 +25,96 @@ Refusal = tuple[Reason, str]
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseTerms:
-    """How long a lease may last, in seconds."""
+    """What the operator's own settings say about leases; durations in seconds."""
 
     ttl: float = 10.0
     window: float = 600.0
+    limit: int = 0  # leases of all jobs at one time, 0 = no limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lending:
-    """What to do about leases, and in `reason` and `message` why no (further) device is lent."""
+    """Devices to lend, and in `reason` and `message` why no (further) one is; `wish` is for the other jobs to see."""
 
-    actions: tuple[Action, ...]
+    grants: tuple[GrantLease, ...]
     lent: int
     reason: Reason
     message: str
+    wish: Wish
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knowledge:
-    """What a lease is decided by, beside the snapshot."""
+    """What a lease is decided by, beside the snapshot; `account` is the job's device time so far."""
 
     workers: Mapping[str, WorkerState]
     generation: Generation
     history: WindowHistory
-    available_tokens: int
+    patience: Mapping[str, Patience]
+    need: Need
+    account: Wish
     terms: LeaseTerms
 
 
 def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
-    """Grants and revocations.  Never grants a pod that is not `IDLE`, that is held, or whose trainer is not warm."""
-    workers = known.workers
-    actions: list[Action] = [
-        revoke
-        for view in snapshot.rollouts
-        if workers[view.pod.uid] is WorkerState.LENT and (revoke := _revocation(snapshot, known, view)) is not None
-    ]
-    held = [view for view in snapshot.rollouts if _is_held(view, workers)]
+    """Never lends a pod that is not `IDLE`, that is held, or whose trainer is not warm."""
+    held = held_pods(snapshot, known.workers, terms=known.terms)
+    taken = {view.pod.uid for view in held}
     allowed = min(snapshot.job.spec.training.max_trainers, LEASES_AT_ONCE)
     warm = warm_trainers(snapshot)
+    in_use: frozenset[str] | None = None  # looked up only when a pod is to be lent: most passes lend none
+    fit: list[tuple[RolloutView, TrainerView]] = []
     refusals: list[Refusal] = []
     for view in sorted(snapshot.rollouts, key=_idle_longest_first):
-        if workers[view.pod.uid] is not WorkerState.IDLE or view.granting:
+        if known.workers[view.pod.uid] is not WorkerState.IDLE or view.pod.uid in taken:
             continue
         trainer = warm.get(view.pod.uid)
         refusal = _refusal(snapshot, known, view, trainer)
-        if refusal is not None or trainer is None:
-            refusals.append(refusal or _no_trainer(view))
-        elif len(held) >= allowed:
-            refusals.append((Reason.BUDGET_SPENT, f"{len(held)} of {allowed} leases are out"))
+        if refusal is None and trainer is not None:
+            in_use = _claims_in_use(snapshot, known.workers) if in_use is None else in_use
+            refusal = _shared_device(view, in_use)
+        if refusal is None and trainer is not None:
+            fit.append((view, trainer))
         else:
-            held.append(view)
-            actions.append(_grant(snapshot, view, trainer, terms=known.terms))
+            refusals.append(refusal or _no_trainer(view))
+    wish = replace(known.account, held=len(held), wanted=min(len(fit), max(0, allowed - len(held))))
+    share = share_leases((wish, *snapshot.rivals), limit=known.terms.limit)[wish.job]
+    grants = tuple(_grant(snapshot, view, trainer, terms=known.terms) for view, trainer in fit[:share])
+    held += [view for view, _ in fit[:share]]
+    wish = replace(wish, held=len(held), wanted=wish.wanted - share)
     if held:
         message = f"The device of {', '.join(view.pod.name for view in held)} trains the drafter"
-        return Lending(actions=tuple(actions), lent=len(held), reason=Reason.LEASE_HELD, message=message)
+        return Lending(grants=grants, lent=len(held), reason=Reason.LEASE_HELD, message=message, wish=wish)
+    if fit:
+        refusals.insert(0, _budget_spent(fit[0][0], known.terms))
     reason, message = refusals[0] if refusals else _nothing_idle(snapshot)
-    return Lending(actions=tuple(actions), lent=0, reason=reason, message=message)
+    return Lending(grants=(), lent=0, reason=reason, message=message, wish=wish)
+
+
+def held_pods(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, terms: LeaseTerms) -> list[RolloutView]:
+    """Pods whose device a trainer has, or may still have."""
+    at_work = {
+        trainer.pod.rollout_uid
+        for trainer in snapshot.trainers
+        if trainer.state is not None
+        and trainer.state.phase in (TrainerPhase.TRAINING, TrainerPhase.STOPPING)
+        and _is_fresh(snapshot, trainer)
+    }
+    return [
+        view
+        for view in snapshot.rollouts
+        if workers[view.pod.uid] is not WorkerState.UNAVAILABLE
+        and (view.granting or view.pod.uid in at_work or _may_be_lent(snapshot, view, terms=terms))
+    ]
+
+
+def _may_be_lent(snapshot: Snapshot, view: RolloutView, *, terms: LeaseTerms) -> bool:
+    """A pod that has fallen silent may be so for the operator alone: its lease counts until it must have ended."""
+    lease = view.state.lease if view.state is not None else None
+    if lease is None:
+        return False
+    heard = view.fault is None and view.age <= snapshot.limits.stale_after
+    return heard or view.age + lease.age <= terms.window + snapshot.job.spec.reclaim.grace + terms.ttl
 
 
 def warm_trainers(snapshot: Snapshot) -> dict[str, TrainerView]:
@@ -88,8 +126,7 @@ def warm_trainers(snapshot: Snapshot) -> dict[str, TrainerView]:
         and not view.pod.deleting
         and view.state is not None
         and view.state.phase is TrainerPhase.WAITING
-        and view.fault is None
-        and view.age <= snapshot.limits.stale_after
+        and _is_fresh(snapshot, view)
     }
 
 
@@ -112,23 +149,40 @@ def _refusal(snapshot: Snapshot, known: Knowledge, view: RolloutView, trainer: T
         )
     if known.generation.queued:
         return Reason.NO_IDLE_POD, f"The gateway has requests waiting, so {name} will not stay idle"
-    needed = spec.training.trigger.min_new_tokens
-    if known.available_tokens < needed:
-        return Reason.WAITING_FOR_DATA, (
-            f"{known.available_tokens} captured tokens wait, spec.training.trigger.minNewTokens is {needed}"
-        )
-    rest, least = known.history.expected_rest(uid, now=snapshot.now), spec.idle.min_window
-    if rest is not None and rest < least:
+    if not known.need.due:
+        return Reason.WAITING_FOR_DATA, known.need.message
+    rest = expect_rest(uid, history=known.history, generation=known.generation, scope=spec.idle.scope, now=snapshot.now)
+    if rest is not None and rest.seconds < spec.idle.min_window:
         return Reason.WINDOW_TOO_SHORT, (
-            f"{name} should stay idle for {rest:.1f}s more, less than spec.idle.minWindow ({least:g}s)"
+            f"{name} should stay idle for {rest.seconds:.1f}s more {rest.source}, "
+            f"less than spec.idle.minWindow ({spec.idle.min_window:g}s)"
+        )
+    wait = still_to_wait(known.patience, view, now=snapshot.now)
+    if wait > 0:
+        return Reason.OFTEN_INTERRUPTED, (
+            f"Requests interrupted the last windows of {name}; it is lent again after {wait:.1f}s more of idleness"
         )
     if trainer is not None and _just_given_back(snapshot, view, trainer):
         return Reason.GIVEN_BACK, f"The trainer gave the device of {name} back; it is offered again soon"
     return None
 
 
+def _shared_device(view: RolloutView, in_use: frozenset[str]) -> Refusal | None:
+    claims = ", ".join(sorted(view.pod.claim_names & in_use))
+    if not claims:
+        return None
+    return Reason.NO_IDLE_POD, f"{view.pod.name} is idle, but another pod that is not shares its ResourceClaim {claims}"
+
+
 def _no_trainer(view: RolloutView) -> Refusal:
     return Reason.TRAINER_STARTING, f"{view.pod.name} is idle, its trainer pod is not ready yet"
+
+
+def _budget_spent(view: RolloutView, terms: LeaseTerms) -> Refusal:
+    return Reason.BUDGET_SPENT, (
+        f"{view.pod.name} could be lent, but the {terms.limit} leases that all jobs of this operator share "
+        "(TLT_MAX_LEASES) are out, or go first to jobs that have harvested less of their idle time"
+    )
 
 
 def _nothing_idle(snapshot: Snapshot) -> Refusal:
@@ -149,17 +203,6 @@ def _grant(snapshot: Snapshot, view: RolloutView, trainer: TrainerView, *, terms
     )
 
 
-def _revocation(snapshot: Snapshot, known: Knowledge, view: RolloutView) -> RevokeLease | None:
-    uid, spec = view.pod.uid, snapshot.job.spec
-    if snapshot.job.deleting:
-        return RevokeLease(rollout_uid=uid, reason=RevokeReason.OPERATOR, why="the TLTJob is being deleted")
-    if spec.suspend:
-        return RevokeLease(rollout_uid=uid, reason=RevokeReason.OPERATOR, why="spec.suspend is true")
-    if not in_scope(spec.idle.scope, known.generation, uid=uid, worker=known.workers[uid]):
-        return RevokeLease(rollout_uid=uid, reason=RevokeReason.WINDOW_END, why="no other pod generates any more")
-    return None
-
-
 def _just_given_back(snapshot: Snapshot, view: RolloutView, trainer: TrainerView) -> bool:
     last = view.state.last_lease if view.state is not None else None
     if last is None or last.reason not in (None, RevokeReason.EXPIRED):
@@ -169,9 +212,18 @@ def _just_given_back(snapshot: Snapshot, view: RolloutView, trainer: TrainerView
     return last.ended_ago + view.age < pause
 
 
-def _is_held(view: RolloutView, workers: Mapping[str, WorkerState]) -> bool:
-    worker = workers[view.pod.uid]
-    return worker in (WorkerState.LENT, WorkerState.REVOKING) or (view.granting and worker is WorkerState.IDLE)
+def _is_fresh(snapshot: Snapshot, trainer: TrainerView) -> bool:
+    return trainer.fault is None and trainer.age <= snapshot.limits.stale_after
+
+
+def _claims_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:
+    """ResourceClaims of the pods that are not idle, or cannot say so."""
+    return frozenset(
+        claim
+        for view in snapshot.rollouts
+        if workers[view.pod.uid] is not WorkerState.IDLE and not view.pod.finished
+        for claim in view.pod.claim_names
+    )
 
 
 def _idle_longest_first(view: RolloutView) -> tuple[float, str]:

@@ -163,8 +163,7 @@ def _takes_drafters(view: RolloutView, worker: WorkerState) -> bool:
 
 
 def _has(view: RolloutView, revision: Revision) -> bool:
-    state = view.state
-    return state is not None and state.drafter_revision == revision.name and state.drafter_digest == revision.digest
+    return view.has(revision)
 
 
 def _updating(view: RolloutView) -> bool:

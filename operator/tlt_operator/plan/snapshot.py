@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tlt_operator.api.job import Job
 from tlt_operator.api.pod import Pod
 from tlt_operator.api.revision import Revision
+from tlt_operator.plan.shares import Wish
 from tlt_workloads.contract import GatewayState, RolloutState, TrainerState
 
 
@@ -33,6 +34,11 @@ class RolloutView:
     fault_message: str = ""
     granting: bool = False  # a grant was sent that `state` cannot show yet
     refusals: Mapping[str, str] = field(default_factory=dict)  # revision -> why this boot of the pod refused it
+
+    def has(self, revision: Revision) -> bool:
+        """Whether the pod's drafter is this revision, by name and content."""
+        state = self.state
+        return state is not None and (state.drafter_revision, state.drafter_digest) == (revision.name, revision.digest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,5 +88,6 @@ class Snapshot:
     revisions: tuple[Revision, ...] = ()
     devices_claimable: bool = True  # the cluster has dynamic resource allocation
     trainer_failures: Mapping[str, str] = field(default_factory=dict)  # rollout uid -> what the last trainer died of
+    rivals: tuple[Wish, ...] = ()  # what the operator's other jobs hold and could use
     child_failure: str | None = None  # why the gateway, a Service or the Secret could not be applied
     limits: Limits = field(default_factory=Limits)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from tlt_operator.api.names import Reason
 from tlt_operator.api.pod import Pod
 from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
+from tlt_operator.plan.recalls import Recall, is_overdue
 from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
 from tlt_operator.plan.worker import WorkerState
 
@@ -35,28 +36,48 @@ def placement_obstacle(snapshot: Snapshot, pod: Pod) -> tuple[Reason, str] | Non
 
 
 def decide_trainers(
-    snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available_tokens: int
+    snapshot: Snapshot,
+    workers: Mapping[str, WorkerState],
+    *,
+    available_tokens: int,
+    due: bool = False,
+    recalls: Mapping[str, Recall] | None = None,
 ) -> tuple[Action, ...]:
-    """Trainer pods to create and to delete."""
+    """Trainer pods to create and to delete.
+
+    `due`: training is worth a window now.  `recalls`: leases that were asked back, by the uid of the rollout pod.
+    """
     rollouts = {view.pod.uid: view for view in snapshot.rollouts}
-    wanted = _wanted(snapshot, workers, available_tokens=available_tokens)
+    near = due or _window_near(snapshot, workers, available_tokens=available_tokens)
+    wanted = _wanted(snapshot, workers) if near else ()
     actions: list[Action] = []
     for trainer in snapshot.trainers:
         if trainer.pod.deleting:
             continue
-        delete = _deletion(snapshot, trainer, rollouts.get(trainer.pod.rollout_uid or ""), wanted)
+        uid = trainer.pod.rollout_uid or ""
+        overdue = is_overdue(snapshot, (recalls or {}).get(uid))
+        delete = _deletion(snapshot, trainer, rollouts.get(uid), wanted, overdue=overdue)
         if delete is not None:
             actions.append(delete)
+    return (*actions, *_creations(snapshot, rollouts, wanted))
+
+
+def _creations(snapshot: Snapshot, rollouts: Mapping[str, RolloutView], wanted: tuple[str, ...]) -> list[CreateTrainer]:
+    """A trainer that still goes away holds its claim: the next one on it waits, whichever rollout pod it is for."""
     present = {trainer.pod.rollout_uid for trainer in snapshot.trainers}
-    actions += [CreateTrainer(rollout_uid=uid) for uid in wanted if uid not in present]
-    return tuple(actions)
+    taken = {claim for trainer in snapshot.trainers for claim in trainer.pod.claim_names}
+    found: list[CreateTrainer] = []
+    for uid in wanted:
+        claims = rollouts[uid].pod.claim_names
+        if uid not in present and not claims & taken:
+            found.append(CreateTrainer(rollout_uid=uid))
+            taken |= claims
+    return found
 
 
-def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available_tokens: int) -> tuple[str, ...]:
+def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> tuple[str, ...]:
     spec = snapshot.job.spec
     if spec.suspend or snapshot.job.deleting:
-        return ()
-    if not _window_near(snapshot, workers, available_tokens=available_tokens):
         return ()
     present = {trainer.pod.rollout_uid for trainer in snapshot.trainers}
     fit = [
@@ -81,7 +102,7 @@ def _window_near(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, avai
 
 
 def _deletion(
-    snapshot: Snapshot, trainer: TrainerView, rollout: RolloutView | None, wanted: tuple[str, ...]
+    snapshot: Snapshot, trainer: TrainerView, rollout: RolloutView | None, wanted: tuple[str, ...], *, overdue: bool
 ) -> DeleteTrainer | None:
     pod = trainer.pod
     if pod.finished:
@@ -91,8 +112,7 @@ def _deletion(
         return DeleteTrainer(trainer_uid=pod.uid, why="its rollout pod is gone")
     lease = rollout.state.lease if rollout.state is not None else None
     if lease is not None and lease.holder == pod.holder:
-        overdue = snapshot.job.spec.reclaim.grace + snapshot.limits.stuck_after
-        if lease.revoking_for + rollout.age > overdue and lease.reason is not None:
+        if overdue:
             return DeleteTrainer(
                 trainer_uid=pod.uid, why="it did not hand the device back", failure="stuck while handing back"
             )

@@ -59,14 +59,22 @@ class ClosedWindow:
 
 
 def advance(
-    history: WindowHistory, lendable: Collection[str], *, phase: WindowPhase, now: float
+    history: WindowHistory,
+    lendable: Collection[str],
+    *,
+    phase: WindowPhase,
+    now: float,
+    lost: Collection[str] = (),
 ) -> tuple[WindowHistory, tuple[ClosedWindow, ...]]:
-    """Opens a window for each pod (uid) that has become lendable, and closes those of pods that are so no more."""
+    """Opens a window for each pod (uid) that has become lendable, and closes those of pods that are so no more.
+
+    Nobody saw how the windows of `lost` pods ended, so nothing is learned from them.
+    """
     opened = {uid: history.open.get(uid) or OpenWindow(started=now, phase=phase) for uid in lendable}
     ended = tuple(
         ClosedWindow(uid=uid, phase=window.phase, seconds=now - window.started)
         for uid, window in history.open.items()
-        if uid not in lendable
+        if uid not in lendable and uid not in lost
     )
     closed = dict(history.closed)
     for window in ended:

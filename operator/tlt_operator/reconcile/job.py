@@ -17,6 +17,7 @@ from tlt_operator.manifests.gateway import gateway_url
 from tlt_operator.plan.actions import Action, GrantLease, action_key
 from tlt_operator.plan.decision import Decision, Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
+from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import Fault, Snapshot
 from tlt_operator.plan.status import job_status, ledger_of
 from tlt_operator.plan.worker import WorkerState
@@ -58,7 +59,8 @@ class JobLoop:
         self._token_read_at = float("-inf")
         self._memory = Memory(ledger=ledger_of(status))
         self._last: tuple[Snapshot, Decision] | None = None
-        self._terms = LeaseTerms(ttl=context.settings.lease_ttl, window=context.settings.lease_window)
+        settings = context.settings
+        self._terms = LeaseTerms(ttl=settings.lease_ttl, window=settings.lease_window, limit=settings.max_leases)
         self._pods = PodClient(context.session, token="", request_timeout=context.settings.request_timeout)
         self._recorder = Recorder(context)
         self._effects = Effects(self._perform, on_failure=self._failed, wake=self.wake, clock=self._clock)
@@ -143,10 +145,15 @@ class JobLoop:
         if self._token_known:
             self._observer.ask_pods(self._job)
         snapshot = self._observer.snapshot(
-            self._job, deeds=self._effects, memories=self._performer, child_failure=self._child_failure
+            self._job,
+            deeds=self._effects,
+            memories=self._performer,
+            rivals=self._rivals(started),
+            child_failure=self._child_failure,
         )
         self._doubt_token(snapshot)
         decision = decide(snapshot, self._memory, terms=self._terms)
+        self._context.wishes.publish(decision.lending.wish, now=started, wake=self.wake)
         self._memory = decision.memory
         self._last = (snapshot, decision)
         self._performer.look(snapshot)
@@ -160,6 +167,10 @@ class JobLoop:
         self._reporter.report(snapshot, decision)
         self._status.offer(lambda previous: self._make_status(snapshot, decision, previous))
         self._context.metrics.reconcile.labels(job=self._job.key).observe(self._clock.steady() - started)
+
+    def _rivals(self, now: float) -> tuple[Wish, ...]:
+        longest = self._terms.window + self._job.spec.reclaim.grace + self._terms.ttl
+        return self._context.wishes.rivals(self._job.key, now=now, longest=longest)
 
     def _make_status(self, snapshot: Snapshot, decision: Decision, previous: Mapping[str, Any]) -> dict[str, Any]:
         return job_status(

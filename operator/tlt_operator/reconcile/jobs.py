@@ -110,6 +110,7 @@ class Jobs:
         if loop is not None:
             await loop.farewell()
         self._context.metrics.forget(_key(entry.body))
+        self._context.wishes.forget(_key(entry.body))
         logger.info("%s: deleted", _key(entry.body))
 
     async def _look_after(self, uid: str, entry: _Entry) -> None:

@@ -20,6 +20,7 @@ from tlt_operator.errors import OperatorError
 from tlt_operator.manifests.common import digest
 from tlt_operator.manifests.trainer_pod import trainer_pod
 from tlt_operator.plan.actions import GRANT
+from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import GatewayView, Limits, RolloutView, Snapshot, TrainerView
 from tlt_operator.reconcile.answers import Answers
 from tlt_operator.reconcile.context import Context
@@ -109,7 +110,9 @@ class Observer:
         self._trainer_answers.follow(trainers)
         self._gateway_answers.follow(gateways)
 
-    def snapshot(self, job: Job, *, deeds: Deeds, memories: Memories, child_failure: str | None) -> Snapshot:
+    def snapshot(
+        self, job: Job, *, deeds: Deeds, memories: Memories, rivals: tuple[Wish, ...], child_failure: str | None
+    ) -> Snapshot:
         """Everything as of now."""
         now = self._context.clock.steady()
         rollouts, trainers = self._rollout_pods(), self._own(Component.TRAINER)
@@ -129,6 +132,7 @@ class Observer:
             revisions=self._revisions.all(),
             devices_claimable=self._devices_claimable,
             trainer_failures=dict(memories.trainer_failures),
+            rivals=rivals,
             child_failure=child_failure,
             limits=Limits(stale_after=settings.poll_wait + settings.request_timeout),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +22,8 @@ from tlt_workloads.contract import RolloutState, TrainerPhase, TrainerState
 
 METRICS_INTERVAL = 1.0
 _HELD = (WorkerState.LENT.value, WorkerState.REVOKING.value)
+
+logger = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -76,6 +79,17 @@ class Reporter:
         extra: dict[str, timeline.Value] = {}
         if item.to_state == WorkerState.LENT.value and item.uid in self._edges:
             extra["edgeToLease"] = round(self._edges.pop(item.uid), 4)
+        if not item.expected:
+            self._context.metrics.unexpected_moves.labels(
+                job=job.key, before=item.from_state, after=item.to_state
+            ).inc()
+            logger.warning(
+                "%s: pod %s went from %s to %s: it was lent although it was not seen idle",
+                job.key,
+                item.pod,
+                item.from_state,
+                item.to_state,
+            )
         last = state.last_lease if state is not None else None
         if item.from_state in _HELD and item.to_state not in _HELD and last is not None:
             extra["handBack"] = round(last.hand_back, 4)

@@ -59,6 +59,9 @@ class Metrics:
             "tlt_reclaim_seconds", "From asking a device back to having it", ["job"], buckets=_REACTIONS, registry=own
         )
         self.leases = Counter("tlt_lease", "Leases by what became of them", ["job", "result"], registry=own)
+        self.unexpected_moves = Counter(
+            "tlt_unexpected_moves", "Moves that the table of moves lacks", ["job", "before", "after"], registry=own
+        )
         self.acceptance = Gauge(
             "tlt_acceptance_length",
             "Mean tokens per verification step since the revision was loaded, bonus token counted",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support.snapshots import busy, idle, make_rollout, make_snapshot, mak
 from tlt_operator.plan.decision import Memory, decide
 from tlt_operator.plan.ledger import Ledger, account
 from tlt_operator.plan.lending import LeaseTerms
+from tlt_operator.plan.snapshot import Fault
 from tlt_operator.plan.status import job_status, ledger_of, percentile, significant
 from tlt_operator.plan.tokens import TokenMemory, count_tokens
 from tlt_operator.plan.windows import WindowHistory, WindowPhase, advance
@@ -94,6 +96,19 @@ def test_window_opens_and_closes_and_is_remembered() -> None:
     history, closed = advance(history, set(), phase=WindowPhase.LEARNER, now=14.0)
     assert [(item.uid, item.phase, item.seconds) for item in closed] == [("a", WindowPhase.TAIL, 4.0)]
     assert history.closed == {WindowPhase.TAIL: (4.0,)}
+
+
+def test_window_whose_end_nobody_saw_teaches_nothing() -> None:
+    pods = make_snapshot(busy("a"), idle("b"), now=10.0)
+    memory = decide(pods, Memory(), terms=LeaseTerms()).memory
+    blind = make_snapshot(busy("a"), dataclasses.replace(idle("b"), fault=Fault.UNREACHABLE), now=11.0)
+    gone = make_snapshot(busy("a"), now=11.0)
+    for later in (blind, gone):
+        decision = decide(later, memory, terms=LeaseTerms())
+        assert decision.closed_windows == ()
+        assert decision.memory.windows == WindowHistory()
+    seen = decide(make_snapshot(busy("a"), busy("b"), now=11.0), memory, terms=LeaseTerms())
+    assert [item.seconds for item in seen.closed_windows] == [1.0]
 
 
 def test_expected_rest_is_the_median_rest_of_longer_windows() -> None:

@@ -21,6 +21,7 @@ from tests.support.snapshots import (
     make_trainer_pod,
 )
 from tlt_operator.api.names import ConditionType, Phase, Reason, RevisionPhase
+from tlt_operator.api.reasons import EXPLANATIONS, QUESTIONS
 from tlt_operator.plan.conditions import Condition, Status
 from tlt_operator.plan.decision import Decision, Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
@@ -166,3 +167,10 @@ def test_transition_time_moves_with_the_status_only() -> None:
 
 def test_reasons_are_words_that_the_schema_takes() -> None:
     assert all(reason.value.isalpha() and reason.value[0].isupper() for reason in Reason)
+
+
+def test_every_reason_is_explained_in_one_sentence() -> None:
+    assert set(EXPLANATIONS) == set(QUESTIONS) == set(ConditionType)
+    assert {reason for reasons in EXPLANATIONS.values() for reason in reasons} == set(Reason)
+    for reasons in EXPLANATIONS.values():
+        assert all(meaning.endswith(".") and meaning.count(". ") == 0 for meaning in reasons.values())

@@ -15,6 +15,7 @@ def test_every_option_comes_from_its_variable() -> None:
             "TLT_WATCH_NAMESPACES": "a, b",
             "TLT_PROBE_PORT": "81",
             "TLT_TICK": "0.5",
+            "TLT_MAX_LEASES": "3",
             "TLT_LOG_FORMAT": "text",
             "TLT_LOG_LEVEL": "",
         }
@@ -23,6 +24,7 @@ def test_every_option_comes_from_its_variable() -> None:
     assert settings.watch_namespaces == ("a", "b")
     assert settings.probe_port == 81
     assert settings.tick == 0.5
+    assert settings.max_leases == 3
     assert settings.log_format is LogFormat.TEXT
     assert settings.log_level == "INFO"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from hypothesis import given, settings
@@ -17,17 +16,17 @@ from tests.support.snapshots import (
     make_snapshot,
     make_state,
     make_trainer,
+    make_trainer_pod,
 )
-from tlt_operator.plan.actions import CreateTrainer, GrantLease, RevokeLease
+from tests.support.world import TERMS, Device, World
+from tlt_operator.api.reasons import EXPLANATIONS
+from tlt_operator.plan.actions import CreateTrainer, GrantLease
 from tlt_operator.plan.decision import Memory, decide
-from tlt_operator.plan.lending import LeaseTerms
-from tlt_operator.plan.snapshot import Fault, RolloutView, Snapshot, TrainerView
+from tlt_operator.plan.snapshot import Fault, Limits, RolloutView, Snapshot, TrainerView
 from tlt_operator.plan.worker import WorkerState
-from tlt_workloads.contract import LeasePhase, RevokeReason, TrainerPhase
-from tlt_workloads.rollout.lease import LeaseBook, LeaseHeldError
+from tlt_workloads.contract import LeasePhase, TrainerPhase
 
 NAMES = ("a", "b", "c")
-TERMS = LeaseTerms(ttl=10.0, window=600.0)
 
 
 def mostly(draw: st.DrawFn, usual: Any, others: st.SearchStrategy[Any]) -> Any:
@@ -77,6 +76,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         make_trainer(
             name,
             phase=mostly(draw, TrainerPhase.WAITING, st.sampled_from(TrainerPhase)),
+            pod=make_trainer_pod(name, deleting=mostly(draw, False, st.just(True))),
             available=mostly(draw, 1000, st.just(0)),
             age=mostly(draw, 0.0, st.just(31.0)),
             fault=mostly(draw, None, st.sampled_from(Fault)),
@@ -93,7 +93,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 
 
 @given(snapshots())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_grants_go_to_idle_pods_with_a_warm_trainer_only(snapshot: Snapshot) -> None:
     decision = decide(snapshot, Memory(), terms=TERMS)
     grants = [item for item in decision.actions if isinstance(item, GrantLease)]
@@ -110,6 +110,13 @@ def test_grants_go_to_idle_pods_with_a_warm_trainer_only(snapshot: Snapshot) -> 
         trainer = next(item for item in snapshot.trainers if item.pod.uid == grant.trainer_uid)
         assert trainer.pod.rollout_uid == grant.rollout_uid
         assert grant.request.holder == trainer.pod.holder
+        assert not trainer.pod.deleting
+        assert trainer.fault is None
+        assert trainer.age <= snapshot.limits.stale_after
+        assert trainer.state is not None
+        assert trainer.state.phase is TrainerPhase.WAITING
+        assert not view.state.paused
+        assert not view.state.updating
         assert grant.request.ttl > 0
         assert grant.request.window > 0
         assert not snapshot.job.spec.suspend
@@ -125,7 +132,14 @@ def test_grants_go_to_idle_pods_with_a_warm_trainer_only(snapshot: Snapshot) -> 
 
 
 @given(snapshots())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
+def test_conditions_have_listed_reasons_only(snapshot: Snapshot) -> None:
+    for condition in decide(snapshot, Memory(), terms=TERMS).conditions:
+        assert condition.reason in EXPLANATIONS[condition.type]
+
+
+@given(snapshots())
+@settings(max_examples=200, deadline=None)
 def test_never_two_trainers_for_one_device(snapshot: Snapshot) -> None:
     decision = decide(snapshot, Memory(), terms=TERMS)
     wanted = [item.rollout_uid for item in decision.actions if isinstance(item, CreateTrainer)]
@@ -135,122 +149,172 @@ def test_never_two_trainers_for_one_device(snapshot: Snapshot) -> None:
 
 
 class Leases(RuleBasedStateMachine):
-    """Three pods with the real lease book, trainers that may die or hang, an operator whose news may be old."""
+    """Three pods, whatever may happen to them, and an operator whose news and orders may be late."""
 
     @initialize(scope=st.sampled_from(["Tail", "AnyIdle"]))
     def start(self, scope: str) -> None:
-        self.job = make_job(idle={"scope": scope})
-        self.now = 0.0
-        self.memory = Memory()
-        self.books = {name: LeaseBook() for name in NAMES}
-        self.running = dict.fromkeys(NAMES, 0)
-        self.quiet_since = dict.fromkeys(NAMES, 0.0)
-        self.alive = dict.fromkeys(NAMES, True)  # the trainer beats and obeys
-        self.reachable = dict.fromkeys(NAMES, True)  # the operator hears the pod
-        self.heard = {name: self._look(name) for name in NAMES}
-        self.training: set[str] = set()
-        self.late: list[GrantLease | RevokeLease] = []
+        self.world = World(NAMES, idle={"scope": scope})
+        self.world.operate()
 
     @rule(name=st.sampled_from(NAMES))
     def request_arrives(self, name: str) -> None:
-        self.running[name] += 1
-        self.books[name].revoke(RevokeReason.REQUEST, now=self.now)
+        self.world.request(name)
 
     @rule(name=st.sampled_from(NAMES))
     def requests_end(self, name: str) -> None:
-        self.running[name] = 0
-        self.quiet_since[name] = self.now
+        self.world.finish(name)
 
-    @rule(name=st.sampled_from(NAMES), alive=st.booleans())
-    def trainer_dies_or_revives(self, name: str, alive: bool) -> None:
-        self.alive[name] = alive
+    @rule(name=st.sampled_from(NAMES), begins=st.booleans())
+    def weights_are_updated(self, name: str, begins: bool) -> None:
+        self.world.update(name, begins=begins)
+
+    @rule(name=st.sampled_from(NAMES), paused=st.booleans())
+    def pod_is_paused(self, name: str, paused: bool) -> None:
+        self.world.pause(name, paused=paused)
+
+    @rule(name=st.sampled_from(NAMES), whole=st.booleans())
+    def pod_is_lost(self, name: str, whole: bool) -> None:
+        if whole:
+            self.world.replace_pod(name)
+        else:
+            self.world.restart_server(name)
 
     @rule(name=st.sampled_from(NAMES), reachable=st.booleans())
     def network_breaks_or_heals(self, name: str, reachable: bool) -> None:
-        self.reachable[name] = reachable
+        self.world.devices[name].reachable = reachable
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 11.0]))
+    @rule(trouble=st.sampled_from(["dies", "hangs", "refuses", "recovers"]), number=st.integers(0, 2))
+    def trainer_is_in_trouble(self, trouble: str, number: int) -> None:
+        if number < len(self.world.trainers):
+            trainer = self.world.trainers[number]
+            trainer.alive = trainer.alive and trouble != "dies"
+            trainer.uses = trainer.uses and trainer.alive
+            trainer.beats = trouble != "hangs"
+            trainer.obeys = trouble != "refuses"
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 3.0, 11.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-        for name, book in self.books.items():
-            book.pass_time(now=self.now)
-            holder = self._holder(name)
-            if not self.alive[name]:
-                continue
-            if book.current is not None and book.current.phase is LeasePhase.REVOKING:
-                book.release(holder, now=self.now)
-            book.heartbeat(holder, now=self.now)
+        self.world.tick(seconds)
+
+    @rule(names=st.sets(st.sampled_from(NAMES)))
+    def news_arrives(self, names: set[str]) -> None:
+        for name in names:
+            self.world.hear(name)
+
+    @rule(suspend=st.booleans())
+    def job_is_changed(self, suspend: bool) -> None:
+        self.world.set_suspend(suspend)
 
     @rule()
-    def news_arrives(self) -> None:
-        for name in NAMES:
-            if self.reachable[name]:
-                self.heard[name] = self._look(name)
+    def deletions_finish(self) -> None:
+        self.world.finish_deletions()
 
     @rule(deliver=st.booleans())
     def operator_decides(self, deliver: bool) -> None:
-        views: list[RolloutView | TrainerView] = [
-            dataclasses.replace(view, fault=None if self.reachable[name] else Fault.UNREACHABLE)
-            for name, view in self.heard.items()
-        ]
-        views += [make_trainer(name) for name in NAMES if self.alive[name]]
-        decision = decide(make_snapshot(*views, job=self.job, now=self.now), self.memory, terms=TERMS)
-        self.memory = decision.memory
+        existing = [(trainer.device, trainer.pod.uid) for trainer in self.world.trainers]
+        decision = self.world.operate()
+        devices = {device.uid: device for device in self.world.devices.values()}
         for action in decision.actions:
             if isinstance(action, GrantLease):
-                name = action.rollout_uid.removesuffix("-uid")
-                assert self.reachable[name], "a pod that cannot be asked was lent"
-            if isinstance(action, GrantLease | RevokeLease):
-                self.late.append(action)
+                self.check_grant(action, devices[action.rollout_uid])
+            if isinstance(action, CreateTrainer):
+                name = devices[action.rollout_uid].name
+                assert all(device != name for device, _ in existing), "the claim has a trainer"
+        for move in decision.worker_transitions:
+            device = devices.get(move.uid)
+            assert move.expected or device is None or device.late_grant, (move.from_state, move.to_state)
         if deliver:
-            self.deliver()
+            self.world.deliver()
 
-    @precondition(lambda self: bool(getattr(self, "late", None)))
     @rule()
-    def deliver(self) -> None:
-        """Actions arrive, perhaps long after they were decided."""
-        for action in self.late:
-            name = action.rollout_uid.removesuffix("-uid")
-            book = self.books[name]
-            if isinstance(action, RevokeLease):
-                book.revoke(action.reason, now=self.now)
-                continue
-            if self.running[name]:
-                continue  # the pod's own check: 409 NotIdle
-            try:
-                book.grant(action.request, id=str(self.now), now=self.now)
-            except LeaseHeldError:
-                continue
-        self.late = []
+    def operator_works_for_a_while(self) -> None:
+        """The usual case, from which the odd ones begin."""
+        self.world.live(3.0)
+
+    @precondition(lambda self: self.world.mail)
+    @rule()
+    def orders_arrive_late(self) -> None:
+        self.world.deliver(late=True)
+
+    @rule()
+    def operator_restarts(self) -> None:
+        self.world.restart_operator()
+
+    def check_grant(self, grant: GrantLease, device: Device) -> None:
+        heard = device.heard
+        assert heard is not None
+        assert device.reachable, "a pod that cannot be asked was lent"
+        assert self.world.now - device.heard_at <= 30.0, "old news was believed"
+        assert heard.idle
+        assert heard.lease is None
+        assert heard.running == heard.waiting == 0
+        assert not heard.paused
+        assert not heard.updating
+        trainer = next(item for item in self.world.trainers if item.pod.holder == grant.request.holder)
+        assert trainer.device == device.name
+        assert trainer.alive
+        assert trainer.beats
+        assert not trainer.deleting
+        assert not self.world.job.spec.suspend
+        assert grant.request.ttl > 0
+        assert grant.request.window > 0
 
     @invariant()
-    def one_holder_per_device(self) -> None:
-        for name, book in getattr(self, "books", {}).items():
-            if book.current is not None:
-                assert book.current.holder == self._holder(name), "a trainer holds another pod's device"
+    def one_user_per_device(self) -> None:
+        for name in NAMES:
+            users = [item for item in self.world.trainers if item.device == name and item.uses]
+            assert len(users) <= 1
+            assert len([item for item in self.world.trainers if item.device == name]) <= 1
+
+    @invariant()
+    def one_lease_per_job(self) -> None:
+        """A process that has restarted knows nothing of the orders that its predecessor had under way."""
+        held = [device for device in self.world.devices.values() if device.book.current is not None]
+        assert len(held) <= 1 or self.world.restarted or any(device.late_grant for device in held)
 
     @invariant()
     def every_lease_has_an_end(self) -> None:
-        for book in getattr(self, "books", {}).values():
-            if book.current is not None:
-                deadline = book.next_deadline()
-                assert deadline is not None
-                assert deadline <= self.now + TERMS.ttl
+        for device in self.world.devices.values():
+            lease = device.book.current
+            if lease is None:
+                continue
+            deadline = device.book.next_deadline()
+            assert deadline is not None
+            assert deadline <= self.world.now + TERMS.ttl
+            holders = [item for item in self.world.trainers if item.pod.holder == lease.holder]
+            if not any(item.alive and item.beats for item in holders):
+                assert self.world.now <= lease.seen_at + TERMS.ttl, "nobody beats for it"
 
-    def _holder(self, name: str) -> str:
-        return make_trainer(name).pod.holder
-
-    def _look(self, name: str) -> RolloutView:
-        book, running = self.books[name], self.running[name]
-        quiet = self.now - self.quiet_since[name]
-        is_idle = running == 0 and quiet >= 0.5
-        return make_rollout(
-            name,
-            make_state(
-                running=running, idle=is_idle, idle_for=quiet if is_idle else 0.0, lease=book.view(now=self.now)
-            ),
-        )
+    def teardown(self) -> None:
+        """However it stands: a job that lends no more gets everything back, whoever hangs, refuses or is cut off."""
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.deliver()
+        world.set_suspend(True)
+        world.live(world.job.spec.reclaim.grace + Limits().stuck_after + TERMS.ttl + 4.0)
+        assert all(device.book.current is None for device in world.devices.values())
+        assert not any(trainer.uses for trainer in world.trainers)
 
 
 TestLeases = Leases.TestCase
-TestLeases.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestLeases.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+@given(st.lists(st.sampled_from(["obeys", "hangs", "refuses"]), min_size=3, max_size=3))
+@settings(max_examples=9)
+def test_without_an_operator_every_lease_still_ends(manners: list[str]) -> None:
+    """Dead holders lose it by its time to live, live ones when its window is over."""
+    world = World(NAMES, idle={"scope": "AnyIdle"})
+    world.live(5.0)
+    (held,) = [device for device in world.devices.values() if device.book.current is not None]
+    lease = held.book.current
+    assert lease is not None
+    for trainer, manner in zip(world.trainers, manners, strict=True):
+        trainer.beats, trainer.obeys = manner != "hangs", manner != "refuses"
+    holder = next(trainer for trainer in world.trainers if trainer.pod.holder == lease.holder)
+    world.tick(TERMS.ttl + 1)
+    assert (held.book.current is None) == (not holder.beats)
+    world.tick(TERMS.window)
+    current = held.book.current
+    assert current is None or (not holder.obeys and current.phase is LeasePhase.REVOKING)

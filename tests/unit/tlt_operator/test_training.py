@@ -22,14 +22,18 @@ from tests.support.snapshots import (
 from tlt_operator.api.names import Reason
 from tlt_operator.api.pod import DeviceClaim
 from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
+from tlt_operator.plan.generation import observe_generation
+from tlt_operator.plan.recalls import decide_recalls
 from tlt_operator.plan.snapshot import Fault, Snapshot
 from tlt_operator.plan.training import decide_trainers, placement_obstacle
 from tlt_operator.plan.worker import classify_all
 from tlt_workloads.contract import LeasePhase, TrainerPhase, WindowReport
 
 
-def decide(snapshot: Snapshot, *, tokens: int = 1000) -> tuple[Action, ...]:
-    return decide_trainers(snapshot, classify_all(snapshot), available_tokens=tokens)
+def decide(snapshot: Snapshot, *, tokens: int = 1000, due: bool = False) -> tuple[Action, ...]:
+    workers = classify_all(snapshot)
+    recalls = decide_recalls(snapshot, workers, observe_generation(snapshot, workers), before={})
+    return decide_trainers(snapshot, workers, available_tokens=tokens, due=due, recalls=recalls.open)
 
 
 def created(actions: tuple[Action, ...]) -> list[str]:
@@ -147,3 +151,24 @@ def test_warm_trainer_is_kept_for_keep_warm_after_its_last_window() -> None:
 def test_outdated_trainer_is_replaced_but_never_while_it_holds_a_device() -> None:
     assert set(deleted(decide(make_snapshot(idle("a"), make_trainer("a", outdated=True)))))
     assert deleted(decide(make_snapshot(lent("a"), make_trainer("a", outdated=True)))) == {}
+
+
+def test_next_trainer_on_a_claim_waits_until_the_last_one_is_gone() -> None:
+    """A rollout pod of a StatefulSet comes back under another uid and uses the claim of the one before."""
+    claim = (DeviceClaim(name="gpu", claim="gpu-of-a", requests=()),)
+    reborn = make_rollout("a", make_state(), pod=make_pod("a", uid="a-again", claims=claim))
+    last = make_pod("trainer-of-a", claims=claim, labels=make_trainer_pod("a").labels, deleting=True)
+    assert created(decide(make_snapshot(reborn, make_trainer("a", pod=last)))) == []
+    assert created(decide(make_snapshot(reborn))) == ["a-again"]
+
+
+def test_pods_that_share_a_claim_get_one_trainer() -> None:
+    claim = (DeviceClaim(name="gpu", claim="one-gpu", requests=()),)
+    pods = [make_rollout(name, make_state(), pod=make_pod(name, claims=claim)) for name in ("a", "b")]
+    assert created(decide(make_snapshot(*pods))) == ["a-uid"]
+
+
+def test_training_that_is_due_is_reason_enough_for_a_trainer() -> None:
+    old = {"idle_seconds": 600.0}
+    assert created(decide(make_snapshot(idle("a", **old)), tokens=10)) == []
+    assert created(decide(make_snapshot(idle("a", **old)), tokens=10, due=True)) == ["a-uid"]

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from tlt_workloads.gateway.dispatch import Dispatcher, Ticket
 from tlt_workloads.gateway.errors import NoPodError, PodFailedError, PodUnreachableError
+from tlt_workloads.gateway.outlook import Outlook
 from tlt_workloads.gateway.settings import GatewaySettings
 from tlt_workloads.gateway.state import Progress
 
@@ -45,6 +46,7 @@ class Exchange:
         self, *, settings: GatewaySettings, progress: Progress, on_unreachable: Callable[[str, str], None]
     ) -> None:
         self.dispatcher = Dispatcher(limit=settings.concurrency)
+        self.outlook = Outlook()
         self.aborts_wanted = 0  # times a client asked the pods to abort; aborted answers are then for it to see
         self._settings = settings
         self._progress = progress
@@ -83,7 +85,8 @@ class Exchange:
             while True:
                 address = await place.address
                 try:
-                    return await self._at(address, work(address, attempt=len(failures)))
+                    with self.outlook.work(clock=asyncio.get_running_loop().time):
+                        return await self._at(address, work(address, attempt=len(failures)))
                 except PodUnreachableError as failure:
                     logger.warning("a piece of work leaves its pod: %s", failure)
                     self._on_unreachable(address, failure.reason)
@@ -104,6 +107,8 @@ class Exchange:
         finally:
             del self._line[place.ticket]
             self.dispatcher.finish(place.ticket)
+            if not self._line:
+                self.outlook.end_step()
             self._start_what_can()
 
     def _wait_again(self, place: Place) -> None:

@@ -31,6 +31,10 @@ class StateCollector(Collector):
             yield CounterMetricFamily(f"tlt_gateway_{name}", description, value=value)
         yield GaugeMetricFamily("tlt_gateway_queued", "Completions that wait for a pod", value=state.queued)
         yield GaugeMetricFamily("tlt_gateway_policy_version", "Policy in force", value=state.policy_version)
+        if state.remaining is not None:
+            yield GaugeMetricFamily(
+                "tlt_gateway_remaining_seconds", "Expected time until the last outstanding one", value=state.remaining
+            )
         outstanding = GaugeMetricFamily("tlt_gateway_outstanding", "Completions in flight", labels=["pod"])
         healthy = GaugeMetricFamily("tlt_gateway_pod_serves", "1 when the pod takes work", labels=["pod"])
         for backend in state.backends:

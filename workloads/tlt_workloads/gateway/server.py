@@ -101,6 +101,7 @@ class Gateway:
         return self._progress.view(
             queued=dispatcher.queued,
             outstanding=dispatcher.outstanding,
+            remaining=self._exchange.outlook.remaining(now=asyncio.get_running_loop().time()),
             policy_version=self._ledger.number,
             backends=(
                 GatewayBackend(

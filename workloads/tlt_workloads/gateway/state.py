@@ -70,7 +70,13 @@ class Progress:
         self.pulse.beat()
 
     def view(
-        self, *, queued: int, outstanding: int, backends: Iterable[GatewayBackend], policy_version: int
+        self,
+        *,
+        queued: int,
+        outstanding: int,
+        remaining: float | None,
+        backends: Iterable[GatewayBackend],
+        policy_version: int,
     ) -> GatewayState:
         """The public state."""
         return GatewayState(
@@ -78,6 +84,7 @@ class Progress:
             boot=self.boot,
             queued=queued,
             outstanding=outstanding,
+            remaining=remaining,
             batch_size=sum(batch.size for batch in self._open),
             completed=sum(batch.completed for batch in self._open),
             backends=tuple(backends),

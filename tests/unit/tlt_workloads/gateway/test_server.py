@@ -62,6 +62,21 @@ async def test_a_limit_per_pod_holds_the_rest_back(start_gateway: StartGateway, 
         assert max(pod.most_in_flight for pod in pods) == 2
 
 
+async def test_the_state_tells_what_is_left_once_a_step_was_seen(gateway: RunningGateway, pods: list[FakePod]) -> None:
+    for looks in (50, 1):  # the second step is looked at long before it is as old as the first one was
+        for pod in pods:
+            pod.hold()
+        request = asyncio.create_task(gateway.post("/v1/completions", batch(8)))
+        await eventually_async(lambda: sum(pod.in_flight for pod in pods) == 8)
+        for _ in range(looks):
+            state = await gateway.state()
+        assert (state.remaining is not None) == (looks == 1)
+        for pod in pods:
+            pod.release()
+        await request
+    assert (await gateway.state()).remaining is None
+
+
 async def test_completions_of_a_pod_that_dies_are_answered_by_another(
     gateway: RunningGateway, pods: list[FakePod]
 ) -> None:

@@ -1,0 +1,99 @@
+"""What each reason of a condition means: the public list, one sentence each, by the conditions that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tlt_operator.api.names import ConditionType, Reason
+
+ROLLOUT_READY: Mapping[Reason, str] = {
+    Reason.PODS_READY: "Every rollout pod answers.",
+    Reason.SOME_PODS_READY: "Some rollout pods answer; these are used.",
+    Reason.NO_PODS_MATCH: "`spec.rollout.selector` matches no pod in the job's namespace.",
+    Reason.PODS_NOT_READY: "No rollout pod answers, and the first one is not ready by Kubernetes' own account.",
+    Reason.PODS_UNREACHABLE: "No rollout pod answers on `spec.port`.",
+    Reason.PLUGIN_MISSING: "The server on `spec.port` runs without the rollout plugin, and cannot be lent.",
+    Reason.TOKEN_REFUSED: "The pod has another control token than the job's Secret.",
+    Reason.INCOMPATIBLE: "Plugin and operator are of versions that do not understand each other.",
+    Reason.POOL_NOT_SUPPORTED: "`spec.rollout.pool` is not supported yet.",
+    Reason.INVALID_SPEC: "A field of the job cannot be used; the message names it.",
+}
+
+DATA_READY: Mapping[Reason, str] = {
+    Reason.ENOUGH_TOKENS: "`spec.training.trigger.minNewTokens` captured tokens wait to be trained on.",
+    Reason.ACCEPTANCE_DROPPED: (
+        "The accept length of the active revision has fallen by `spec.training.trigger.acceptanceDrop`, from its first "
+        "whole step to the last one, by more than chance explains; a tenth of `minNewTokens` is then enough."
+    ),
+    Reason.POLICY_LAG: (
+        "The policy is more than `spec.training.trigger.maxPolicyLag` updates ahead of what the active revision was "
+        "trained on; a tenth of `minNewTokens` is then enough."
+    ),
+    Reason.NOT_ENOUGH_TOKENS: "No trigger holds, or one does and there is too little data for it.",
+    Reason.CAPTURE_OFF: "`spec.capture.sampleRate` is 0, so nothing is recorded.",
+    Reason.NO_ANSWER: "No rollout pod has answered yet.",
+}
+
+HARVESTING: Mapping[Reason, str] = {
+    Reason.LEASE_HELD: "The device of the named pod is lent, or is just being handed back.",
+    Reason.NO_IDLE_POD: (
+        "No rollout pod is idle, or requests wait in the gateway, or a pod that is not idle shares the device."
+    ),
+    Reason.WAITING_FOR_DATA: "A pod is idle, and no trigger of `spec.training.trigger` holds.",
+    Reason.GIVEN_BACK: "The trainer gave the device back unasked a moment ago; it is offered again soon.",
+    Reason.OFTEN_INTERRUPTED: (
+        "Requests ended the pod's last windows soon after they began, so it must be idle for longer before the next."
+    ),
+    Reason.TRAINER_STARTING: "A pod is idle, and its trainer pod is not ready yet.",
+    Reason.OUT_OF_SCOPE: "A pod is idle in the learner's phase, and `spec.idle.scope` is `Tail`.",
+    Reason.WINDOW_TOO_SHORT: "A pod is idle, but is expected to be so for less than `spec.idle.minWindow`.",
+    Reason.BUDGET_SPENT: (
+        "The leases that all jobs of this operator share are out, or go first to jobs that have harvested less."
+    ),
+    Reason.SUSPENDED: "`spec.suspend` is true.",
+    Reason.DELETING: "The TLTJob is being deleted.",
+    Reason.NO_CLAIM: "A rollout pod uses no ResourceClaim, so no trainer can share its device.",
+    Reason.NO_DRA: "The cluster has no dynamic resource allocation.",
+    Reason.INVALID_SPEC: "A field of the job cannot be used; the message names it.",
+}
+
+DRAFTER_READY: Mapping[Reason, str] = {
+    Reason.REVISION_ACTIVE: "Every pod that takes drafters has the newest revision.",
+    Reason.REVISION_LOADING: "The newest revision is on its way into the pods.",
+    Reason.NO_REVISION: "No revision has been trained yet.",
+    Reason.REVISION_REFUSED: "A pod refused the revision, or it was rolled back.",
+    Reason.SPECULATION_OFF: "The servers were started without speculation and cannot take a drafter.",
+}
+
+DEGRADED: Mapping[Reason, str] = {
+    Reason.AS_EXPECTED: "Nothing needs a person.",
+    Reason.POOL_NOT_SUPPORTED: "`spec.rollout.pool` is not supported yet.",
+    Reason.NO_CLAIM: "A rollout pod uses no ResourceClaim, so no trainer can share its device.",
+    Reason.NO_DRA: "The cluster has no dynamic resource allocation.",
+    Reason.CHILD_NOT_APPLIED: "The gateway, a Service or the token's Secret could not be made.",
+    Reason.PODS_NOT_READY: "A rollout pod has been silent for long, and is not ready by Kubernetes' own account.",
+    Reason.PODS_UNREACHABLE: "A rollout pod has not answered on `spec.port` for long.",
+    Reason.PLUGIN_MISSING: "The server on `spec.port` runs without the rollout plugin, and cannot be lent.",
+    Reason.TOKEN_REFUSED: "The pod has another control token than the job's Secret.",
+    Reason.INCOMPATIBLE: "Plugin and operator are of versions that do not understand each other.",
+    Reason.TRAINER_FAILED: "A trainer pod does not start, has died, or its last window failed.",
+    Reason.REVISION_REFUSED: "A pod refused the revision; the message says why.",
+    Reason.GATEWAY_UNREACHABLE: "The gateway has not answered for long.",
+    Reason.INVALID_SPEC: "A field of the job cannot be used; the message names it.",
+}
+
+EXPLANATIONS: Mapping[ConditionType, Mapping[Reason, str]] = {
+    ConditionType.ROLLOUT_READY: ROLLOUT_READY,
+    ConditionType.DATA_READY: DATA_READY,
+    ConditionType.HARVESTING: HARVESTING,
+    ConditionType.DRAFTER_READY: DRAFTER_READY,
+    ConditionType.DEGRADED: DEGRADED,
+}
+
+QUESTIONS: Mapping[ConditionType, str] = {
+    ConditionType.ROLLOUT_READY: "Can rollout pods be watched?",
+    ConditionType.DATA_READY: "Is what was captured worth training on?",
+    ConditionType.HARVESTING: "Does an idle device train now?",
+    ConditionType.DRAFTER_READY: "Do the pods have the drafter that they should have?",
+    ConditionType.DEGRADED: "Does something need a person?",
+}

@@ -1,0 +1,79 @@
+"""Which leases are asked back, and since when: what does not come back in time costs the trainer pod."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tlt_operator.plan.actions import RevokeLease
+from tlt_operator.plan.generation import Generation, in_scope
+from tlt_operator.plan.snapshot import RolloutView, Snapshot
+from tlt_operator.plan.worker import WorkerState
+from tlt_workloads.contract import LeasePhase, LeaseView, RevokeReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """A lease that was first asked back at `since`."""
+
+    lease: str
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalls:
+    """Leases to ask back now, and all that are on their way back, by the uid of the rollout pod."""
+
+    actions: tuple[RevokeLease, ...]
+    open: Mapping[str, Recall]
+
+
+def decide_recalls(
+    snapshot: Snapshot, workers: Mapping[str, WorkerState], generation: Generation, *, before: Mapping[str, Recall]
+) -> Recalls:
+    """Asks for as long as the pod shows the lease as granted, also a pod that has fallen silent."""
+    actions: list[RevokeLease] = []
+    found: dict[str, Recall] = {}
+    for view in snapshot.rollouts:
+        uid, lease = view.pod.uid, view.state.lease if view.state is not None else None
+        if lease is None or workers[uid] is WorkerState.UNAVAILABLE:
+            continue
+        revoke = _revocation(snapshot, view, lease, worker=workers[uid], generation=generation)
+        if revoke is not None:
+            actions.append(revoke)
+        returning = lease.phase is LeasePhase.REVOKING
+        if revoke is not None or returning:
+            known = before.get(uid)
+            since = snapshot.now - lease.revoking_for - view.age if returning else snapshot.now
+            if known is not None and known.lease == lease.id:
+                since = min(since, known.since)
+            found[uid] = Recall(lease=lease.id, since=since)
+    return Recalls(actions=tuple(actions), open=found)
+
+
+def is_overdue(snapshot: Snapshot, recall: Recall | None) -> bool:
+    """Whether a lease should have ended by now, with time to spare."""
+    if recall is None:
+        return False
+    return snapshot.now - recall.since > snapshot.job.spec.reclaim.grace + snapshot.limits.stuck_after
+
+
+def _revocation(
+    snapshot: Snapshot, view: RolloutView, lease: LeaseView, *, worker: WorkerState, generation: Generation
+) -> RevokeLease | None:
+    uid = view.pod.uid
+    if lease.phase is LeasePhase.REVOKING:
+        return None
+    if snapshot.job.deleting:
+        return RevokeLease(rollout_uid=uid, reason=RevokeReason.OPERATOR, why="the TLTJob is being deleted")
+    if snapshot.job.spec.suspend:
+        return RevokeLease(rollout_uid=uid, reason=RevokeReason.OPERATOR, why="spec.suspend is true")
+    if worker is WorkerState.UNKNOWN:
+        return None  # what it lends was right when it was last heard, and the lease has an end of its own
+    if all(trainer.pod.holder != lease.holder for trainer in snapshot.trainers):
+        return RevokeLease(
+            rollout_uid=uid, reason=RevokeReason.OPERATOR, why=f"{lease.holder} is no trainer of this job"
+        )
+    if not in_scope(snapshot.job.spec.idle.scope, generation, uid=uid, worker=worker):
+        return RevokeLease(rollout_uid=uid, reason=RevokeReason.WINDOW_END, why="no other pod generates any more")
+    return None

@@ -80,7 +80,7 @@ class Operator:
                 kube=self._kube,
                 namespace=self.settings.leader_namespace,
                 name=self.settings.leader_lease,
-                identity=f"{context.instance}_{uuid.uuid4()}",
+                identity=self.settings.leader_identity or f"{context.instance}_{uuid.uuid4()}",
             )
             self._leading = asyncio.create_task(self._lead(self._election, self._jobs))
         else:

@@ -44,6 +44,7 @@ class Settings:
     lease_window: float = 600.0  # a lease ends after this long whatever happens; it may be granted again
     leader_lease: str = ""  # name of the Lease by which one of several operators acts; empty = this one always does
     leader_namespace: str = "default"  # where that Lease is
+    leader_identity: str = ""  # as which this process holds it; empty = one that no other process ever has
     max_leases: int = 0  # devices lent at one time, of all jobs together; 0 = no limit
     request_timeout: float = 10.0  # of calls to pods and to the API server, long polls excepted
 

@@ -15,6 +15,7 @@ from tests.support.snapshots import (
     make_snapshot,
     make_state,
     make_trainer,
+    make_trainer_pod,
 )
 from tlt_operator.api.names import Reason
 from tlt_operator.api.pod import DeviceClaim
@@ -25,7 +26,7 @@ from tlt_operator.plan.lending import Knowledge, LeaseTerms, Lending, decide_lea
 from tlt_operator.plan.patience import learn_patience
 from tlt_operator.plan.recalls import decide_recalls
 from tlt_operator.plan.shares import Wish
-from tlt_operator.plan.snapshot import Fault, GatewayView, Snapshot
+from tlt_operator.plan.snapshot import Fault, GatewayView, Snapshot, TrainerView
 from tlt_operator.plan.triggers import assess_need
 from tlt_operator.plan.windows import OpenWindow, WindowHistory, WindowPhase
 from tlt_operator.plan.worker import WorkerState, classify, classify_all
@@ -115,6 +116,21 @@ def test_nothing_is_lent_and_the_reason_is_named(snapshot: Snapshot, reason: Rea
     lending = decide(snapshot)
     assert grants(lending) == ()
     assert lending.reason is reason
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        make_trainer("b", fault=Fault.UNREACHABLE),
+        make_trainer("b", age=31.0),
+        make_trainer("b", pod=make_trainer_pod("b", deleting=True)),
+    ],
+    ids=["unreachable", "stale", "going away"],
+)
+def test_trainer_that_cannot_be_asked_or_goes_away_gets_no_device(trainer: TrainerView) -> None:
+    lending = decide(make_snapshot(busy("a"), idle("b"), trainer))
+    assert lending.grants == ()
+    assert lending.reason is Reason.TRAINER_STARTING
 
 
 def test_too_little_data_is_named_with_the_field() -> None:

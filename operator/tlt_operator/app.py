@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import socket
 import uuid
 from typing import Any, cast
@@ -25,7 +23,7 @@ from tlt_operator.config import Settings
 from tlt_operator.errors import FinalError
 from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.context import Context
-from tlt_operator.reconcile.election import Election
+from tlt_operator.reconcile.election import Election, LeadershipLostError
 from tlt_operator.reconcile.jobs import Jobs
 from tlt_operator.telemetry.metrics import Metrics
 from tlt_operator.telemetry.probes import Probes
@@ -104,19 +102,22 @@ class Operator:
             await self._kube.close()
 
     async def _lead(self, election: Election, jobs: Jobs) -> None:
-        """Acts while this operator holds the Lease, and ends the process when it does not any more."""
-        await election.win()
-        jobs.begin()
-        try:
-            await election.hold()
-        except Exception as error:  # noqa: BLE001 - whatever ends the renewal ends the acting
-            logger.error("%s; this operator stops", error)
-            await jobs.close()
-            os.kill(os.getpid(), signal.SIGTERM)
+        """Acts while this operator holds the Lease, and stands by while it does not."""
+        while True:
+            await election.win()
+            jobs.begin()
+            try:
+                await election.hold()
+            except LeadershipLostError as error:
+                logger.error("%s; this operator stands by", error)
+            finally:  # whatever ends the renewal ends the acting
+                await jobs.pause()
 
     def _trouble(self) -> str:
         if self._jobs is None:
             return ""
+        if self._leading is not None and self._leading.done():
+            return "the election has ended"
         if self._recheck is not None and self._recheck.done():
             return "the check for deleted jobs has ended"
         hung = self._jobs.hung()

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest_asyncio
 
+from tests.api.conftest import World
 from tests.support.eventually import eventually_async
 from tlt_operator.clients.kube import LEASE, Kubernetes
 from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.election import Election, ElectionTerms, LeadershipLostError
 
 NAME = "tlt-operator"
-TERMS = ElectionTerms(duration=2.0, deadline=1.2, retry=0.2)
+TERMS = ElectionTerms(duration=2.0, deadline=1.2, renew=0.2, retry=0.2)
 
 
 class Candidate:
@@ -142,3 +143,20 @@ async def test_of_many_at_once_one_wins(kube: Kubernetes, namespace: str) -> Non
 async def test_releasing_what_one_does_not_hold_does_nothing(kube: Kubernetes, namespace: str) -> None:
     await Election(kube=kube, namespace=namespace, name=NAME, identity="first").release()
     assert await kube.find(LEASE, namespace=namespace, name=NAME) is None
+
+
+async def test_an_operator_that_lost_the_lease_lets_go_and_goes_on_when_it_has_it_again(world: World) -> None:
+    await world.apply_job()
+    busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
+    busy.generate()
+    idle.finish(captured=1000)
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
+    await world.jobs.pause()
+    busy.finish()
+    await asyncio.sleep(1.0)
+    assert idle.lease is not None, "nobody asks it back now"
+    assert not world.jobs.acting
+    world.jobs.begin()
+    await eventually_async(lambda: idle.last_lease, deadline=60, reason="the end of the adopted lease")
+    assert idle.last_lease is not None
+    assert idle.last_lease.reason == "WindowEnd"

@@ -29,13 +29,19 @@ class LeadershipLostError(OperatorError):
 class ElectionTerms:
     """Seconds.  A take-over after a crash takes at most `duration` and two times `retry`."""
 
-    duration: float = 10.0  # others wait this long after the last renewal that they saw
-    deadline: float = 6.0  # the holder acts for at most this long without a renewal
-    retry: float = 2.0
+    duration: float = 12.0  # others wait this long after the last renewal that they saw
+    deadline: float = 9.0  # the holder acts for at most this long without a renewal
+    renew: float = 2.0  # between two renewals
+    retry: float = 1.0  # between two looks of a candidate
 
     def __post_init__(self) -> None:
-        if not 0 < self.retry < self.deadline < self.duration:
-            raise ValueError(f"0 < retry < deadline < duration does not hold: {self}")
+        if not 0 < self.renew < self.deadline < self.duration or self.retry <= 0:
+            raise ValueError(f"0 < renew < deadline < duration and 0 < retry does not hold: {self}")
+
+    @property
+    def patience(self) -> float:
+        """How long one renewal may take: what hangs on a dead connection must leave time for another try."""
+        return self.deadline / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +106,19 @@ class Election:
         logger.info("Lease %s is ours; this operator acts as %s", self.name, self.identity)
 
     async def hold(self) -> None:
-        """Renews for ever.
+        """Renews for ever; after it has raised, `win` may be called again.
 
         Raises:
             LeadershipLostError: the Lease could not be renewed in time, or is somebody else's.
         """
         while True:
-            await asyncio.sleep(self.terms.retry)
+            await asyncio.sleep(self.terms.renew)
             left = self._renewed + self.terms.deadline - self._now()
             if left <= 0:
                 self._lease = None
                 raise LeadershipLostError(f"Lease {self.name} was not renewed for {self.terms.deadline:g}s")
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(min(left, self.terms.patience)):
                     await self._renew()
             except LeadershipLostError:
                 raise
@@ -126,7 +132,7 @@ class Election:
             return
         body = {**lease, "spec": {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}}
         try:
-            async with asyncio.timeout(self.terms.retry):
+            async with asyncio.timeout(self.terms.renew):
                 await self.kube.replace(body)
         except (OperatorError, TimeoutError) as error:
             logger.warning("Lease %s could not be released: %s", self.name, error or type(error).__name__)

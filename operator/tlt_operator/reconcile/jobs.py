@@ -55,6 +55,18 @@ class Jobs:
         """Whether the loops run: this operator is the one that acts."""
         return self._begun.is_set()
 
+    async def pause(self) -> None:
+        """Ends all loops until the next `begin`; leases run on, and another operator may adopt them meanwhile."""
+        self._begun.clear()
+        entries = dict(self._entries)
+        await cancel(*(entry.task for entry in entries.values() if entry.task is not None))
+        for uid, entry in entries.items():
+            if self._entries.get(uid) is entry:
+                entry.loop = None  # what it remembers is old by then; the status is not
+                self._context.metrics.forget(_key(entry.body))
+                self._context.wishes.forget(_key(entry.body))
+                entry.task = asyncio.create_task(self._look_after(uid, entry), name=f"job {_key(entry.body)}")
+
     def seen(self, body: Mapping[str, Any]) -> None:
         """A job that exists, new or changed."""
         uid = body["metadata"]["uid"]

@@ -58,7 +58,7 @@ def test_nobody_follows_while_the_holder_may_act(renewals: list[float], delay: f
             raise AssertionError("the holder still acts")
 
 
-@pytest.mark.parametrize("bad", [{"retry": 0.0}, {"retry": 6.0}, {"deadline": 10.0}])
+@pytest.mark.parametrize("bad", [{"retry": 0.0}, {"renew": 9.0}, {"deadline": 12.0}])
 def test_terms_under_which_two_could_act_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="retry < deadline < duration"):
+    with pytest.raises(ValueError, match="renew < deadline < duration"):
         ElectionTerms(**bad)

@@ -151,10 +151,12 @@ def test_never_two_trainers_for_one_device(snapshot: Snapshot) -> None:
 class Leases(RuleBasedStateMachine):
     """Three pods, whatever may happen to them, and an operator whose news and orders may be late."""
 
-    @initialize(scope=st.sampled_from(["Tail", "AnyIdle"]))
-    def start(self, scope: str) -> None:
+    @initialize(scope=st.sampled_from(["Tail", "AnyIdle"]), seconds=st.sampled_from([0.0, 5.0]))
+    def start(self, scope: str, seconds: float) -> None:
+        """One pod generates for the whole time, unless something happens to it; mostly another one is lent already."""
         self.world = World(NAMES, idle={"scope": scope})
-        self.world.operate()
+        self.world.request(NAMES[0])
+        self.world.live(seconds)
 
     @rule(name=st.sampled_from(NAMES))
     def request_arrives(self, name: str) -> None:
@@ -226,10 +228,17 @@ class Leases(RuleBasedStateMachine):
         if deliver:
             self.world.deliver()
 
-    @rule()
-    def operator_works_for_a_while(self) -> None:
-        """The usual case, from which the odd ones begin."""
-        self.world.live(3.0)
+    @rule(seconds=st.sampled_from([2.0, 5.0, 15.0]), busy=st.sets(st.sampled_from(NAMES), min_size=1, max_size=2))
+    def usual_life_goes_on(self, seconds: float, busy: set[str]) -> None:
+        """From which the odd cases begin."""
+        for name in NAMES:
+            self.world.pause(name, paused=False)
+            self.world.update(name, begins=False)
+            self.world.finish(name)
+        for name in busy:
+            self.world.request(name)
+        self.world.set_suspend(False)
+        self.world.live(seconds)
 
     @precondition(lambda self: self.world.mail)
     @rule()
@@ -298,7 +307,7 @@ class Leases(RuleBasedStateMachine):
 
 
 TestLeases = Leases.TestCase
-TestLeases.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestLeases.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @given(st.lists(st.sampled_from(["obeys", "hangs", "refuses"]), min_size=3, max_size=3))

@@ -310,6 +310,21 @@ TestLeases = Leases.TestCase
 TestLeases.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
+def test_job_lends_again_after_a_trainer_went_wild() -> None:
+    """Its rollout server has restarted and knows of no lease, and it works on."""
+    world = World(NAMES, idle={"scope": "AnyIdle"})
+    world.live(5.0)
+    (wild,) = [trainer for trainer in world.trainers if trainer.uses]
+    wild.obeys = False
+    world.restart_server(wild.device)
+    world.live(5.0)
+    assert wild.uses
+    assert not any(device.book.current for device in world.devices.values()), "not two at once"
+    world.live(10.0)
+    assert wild not in world.trainers
+    assert any(trainer.uses for trainer in world.trainers)
+
+
 @given(st.lists(st.sampled_from(["obeys", "hangs", "refuses"]), min_size=3, max_size=3))
 @settings(max_examples=9)
 def test_without_an_operator_every_lease_still_ends(manners: list[str]) -> None:

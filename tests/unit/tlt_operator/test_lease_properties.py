@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -308,6 +309,22 @@ class Leases(RuleBasedStateMachine):
 
 TestLeases = Leases.TestCase
 TestLeases.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+@pytest.mark.parametrize("beats", [True, False])
+@pytest.mark.parametrize("obeys", [True, False])
+def test_suspended_job_gets_its_device_back_whatever_is_wrong(obeys: bool, beats: bool, reachable: bool) -> None:
+    world = World(NAMES, idle={"scope": "AnyIdle"})
+    world.live(5.0)
+    (holder,) = [trainer for trainer in world.trainers if trainer.uses]
+    holder.obeys, holder.beats = obeys, beats
+    device = world.devices[holder.device]
+    device.reachable = reachable
+    world.set_suspend(True)
+    world.live(world.job.spec.reclaim.grace + Limits().stuck_after + TERMS.ttl + 4.0)
+    assert device.book.current is None
+    assert not any(trainer.uses for trainer in world.trainers)
 
 
 def test_job_lends_again_after_a_trainer_went_wild() -> None:

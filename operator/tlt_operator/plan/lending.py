@@ -93,13 +93,7 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
 
 def held_pods(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, terms: LeaseTerms) -> list[RolloutView]:
     """Pods whose device a trainer has, or may still have."""
-    at_work = {
-        trainer.pod.rollout_uid
-        for trainer in snapshot.trainers
-        if trainer.state is not None
-        and trainer.state.phase in (TrainerPhase.TRAINING, TrainerPhase.STOPPING)
-        and _is_fresh(snapshot, trainer)
-    }
+    at_work = snapshot.trained_on()
     return [
         view
         for view in snapshot.rollouts
@@ -126,7 +120,8 @@ def warm_trainers(snapshot: Snapshot) -> dict[str, TrainerView]:
         and not view.pod.deleting
         and view.state is not None
         and view.state.phase is TrainerPhase.WAITING
-        and _is_fresh(snapshot, view)
+        and view.fault is None
+        and view.age <= snapshot.limits.stale_after
     }
 
 
@@ -210,10 +205,6 @@ def _just_given_back(snapshot: Snapshot, view: RolloutView, trainer: TrainerView
     limits = snapshot.limits
     pause = limits.retry_lease_after_error if window_error(trainer) is not None else limits.retry_lease_after
     return last.ended_ago + view.age < pause
-
-
-def _is_fresh(snapshot: Snapshot, trainer: TrainerView) -> bool:
-    return trainer.fault is None and trainer.age <= snapshot.limits.stale_after
 
 
 def _claims_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Which leases are asked back, and since when: what does not come back in time costs the trainer pod."""
+"""Which leases are asked back, and since when: a device that does not come back in time costs the trainer pod."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tlt_workloads.contract import LeasePhase, LeaseView, RevokeReason
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """A lease that was first asked back at `since`."""
+    """A device that should be free since `since`; `lease` is None when the pod shows none and yet a trainer works."""
 
-    lease: str
+    lease: str | None
     since: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recalls:
-    """Leases to ask back now, and all that are on their way back, by the uid of the rollout pod."""
+    """Leases to ask back now, and all devices that are on their way back, by the uid of the rollout pod."""
 
     actions: tuple[RevokeLease, ...]
     open: Mapping[str, Recall]
@@ -34,28 +34,35 @@ def decide_recalls(
     """Asks for as long as the pod shows the lease as granted, also a pod that has fallen silent."""
     actions: list[RevokeLease] = []
     found: dict[str, Recall] = {}
+    at_work = snapshot.trained_on()
     for view in snapshot.rollouts:
         uid, lease = view.pod.uid, view.state.lease if view.state is not None else None
-        if lease is None or workers[uid] is WorkerState.UNAVAILABLE:
+        worker, since = workers[uid], snapshot.now
+        if worker is WorkerState.UNAVAILABLE:
             continue
-        revoke = _revocation(snapshot, view, lease, worker=workers[uid], generation=generation)
-        if revoke is not None:
-            actions.append(revoke)
-        returning = lease.phase is LeasePhase.REVOKING
-        if revoke is not None or returning:
-            known = before.get(uid)
-            since = snapshot.now - lease.revoking_for - view.age if returning else snapshot.now
-            if known is not None and known.lease == lease.id:
-                since = min(since, known.since)
-            found[uid] = Recall(lease=lease.id, since=since)
+        if lease is None:
+            should_be_free = uid in at_work and worker is not WorkerState.UNKNOWN and not view.granting
+        else:
+            revoke = _revocation(snapshot, view, lease, worker=worker, generation=generation)
+            if revoke is not None:
+                actions.append(revoke)
+            returning = lease.phase is LeasePhase.REVOKING
+            should_be_free = returning or revoke is not None
+            since -= lease.revoking_for + view.age if returning else 0.0
+        if should_be_free:
+            found[uid] = _recall(before.get(uid), lease=lease.id if lease is not None else None, since=since)
     return Recalls(actions=tuple(actions), open=found)
 
 
 def is_overdue(snapshot: Snapshot, recall: Recall | None) -> bool:
-    """Whether a lease should have ended by now, with time to spare."""
+    """Whether the device should be free by now, with time to spare."""
     if recall is None:
         return False
     return snapshot.now - recall.since > snapshot.job.spec.reclaim.grace + snapshot.limits.stuck_after
+
+
+def _recall(known: Recall | None, *, lease: str | None, since: float) -> Recall:
+    return Recall(lease=lease, since=min(since, known.since) if known is not None and known.lease == lease else since)
 
 
 def _revocation(

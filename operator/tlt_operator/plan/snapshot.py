@@ -10,7 +10,7 @@ from tlt_operator.api.job import Job
 from tlt_operator.api.pod import Pod
 from tlt_operator.api.revision import Revision
 from tlt_operator.plan.shares import Wish
-from tlt_workloads.contract import GatewayState, RolloutState, TrainerState
+from tlt_workloads.contract import GatewayState, RolloutState, TrainerPhase, TrainerState
 
 
 class Fault(enum.StrEnum):
@@ -91,3 +91,15 @@ class Snapshot:
     rivals: tuple[Wish, ...] = ()  # what the operator's other jobs hold and could use
     child_failure: str | None = None  # why the gateway, a Service or the Secret could not be applied
     limits: Limits = field(default_factory=Limits)
+
+    def trained_on(self) -> frozenset[str]:
+        """Rollout pods (uids) whose trainer says that it works; it may do so for a moment after its lease has ended."""
+        return frozenset(
+            view.pod.rollout_uid
+            for view in self.trainers
+            if view.pod.rollout_uid is not None
+            and view.state is not None
+            and view.state.phase in (TrainerPhase.TRAINING, TrainerPhase.STOPPING)
+            and view.fault is None
+            and view.age <= self.limits.stale_after
+        )

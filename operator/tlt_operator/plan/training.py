@@ -45,7 +45,7 @@ def decide_trainers(
 ) -> tuple[Action, ...]:
     """Trainer pods to create and to delete.
 
-    `due`: training is worth a window now.  `recalls`: leases that were asked back, by the uid of the rollout pod.
+    `due`: training is worth a window now.  `recalls`: devices that should be free, by the uid of the rollout pod.
     """
     rollouts = {view.pod.uid: view for view in snapshot.rollouts}
     near = due or _window_near(snapshot, workers, available_tokens=available_tokens)
@@ -119,6 +119,8 @@ def _deletion(
         return None
     if rollout.granting:
         return None
+    if overdue:
+        return DeleteTrainer(trainer_uid=pod.uid, why="it works on without a lease", failure="stuck without a lease")
     if snapshot.job.spec.suspend or snapshot.job.deleting:
         return DeleteTrainer(trainer_uid=pod.uid, why="the job lends no devices now")
     if trainer.state is not None and trainer.failed_for > snapshot.limits.failed_for:

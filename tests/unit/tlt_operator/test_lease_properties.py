@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -151,10 +152,12 @@ def test_never_two_trainers_for_one_device(snapshot: Snapshot) -> None:
 class Leases(RuleBasedStateMachine):
     """Three pods, whatever may happen to them, and an operator whose news and orders may be late."""
 
-    @initialize(scope=st.sampled_from(["Tail", "AnyIdle"]))
-    def start(self, scope: str) -> None:
+    @initialize(scope=st.sampled_from(["Tail", "AnyIdle"]), seconds=st.sampled_from([0.0, 5.0]))
+    def start(self, scope: str, seconds: float) -> None:
+        """One pod generates for the whole time, unless something happens to it; mostly another one is lent already."""
         self.world = World(NAMES, idle={"scope": scope})
-        self.world.operate()
+        self.world.request(NAMES[0])
+        self.world.live(seconds)
 
     @rule(name=st.sampled_from(NAMES))
     def request_arrives(self, name: str) -> None:
@@ -226,10 +229,17 @@ class Leases(RuleBasedStateMachine):
         if deliver:
             self.world.deliver()
 
-    @rule()
-    def operator_works_for_a_while(self) -> None:
-        """The usual case, from which the odd ones begin."""
-        self.world.live(3.0)
+    @rule(seconds=st.sampled_from([2.0, 5.0, 15.0]), busy=st.sets(st.sampled_from(NAMES), min_size=1, max_size=2))
+    def usual_life_goes_on(self, seconds: float, busy: set[str]) -> None:
+        """From which the odd cases begin."""
+        for name in NAMES:
+            self.world.pause(name, paused=False)
+            self.world.update(name, begins=False)
+            self.world.finish(name)
+        for name in busy:
+            self.world.request(name)
+        self.world.set_suspend(False)
+        self.world.live(seconds)
 
     @precondition(lambda self: self.world.mail)
     @rule()
@@ -298,7 +308,38 @@ class Leases(RuleBasedStateMachine):
 
 
 TestLeases = Leases.TestCase
-TestLeases.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestLeases.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+@pytest.mark.parametrize("beats", [True, False])
+@pytest.mark.parametrize("obeys", [True, False])
+def test_suspended_job_gets_its_device_back_whatever_is_wrong(obeys: bool, beats: bool, reachable: bool) -> None:
+    world = World(NAMES, idle={"scope": "AnyIdle"})
+    world.live(5.0)
+    (holder,) = [trainer for trainer in world.trainers if trainer.uses]
+    holder.obeys, holder.beats = obeys, beats
+    device = world.devices[holder.device]
+    device.reachable = reachable
+    world.set_suspend(True)
+    world.live(world.job.spec.reclaim.grace + Limits().stuck_after + TERMS.ttl + 4.0)
+    assert device.book.current is None
+    assert not any(trainer.uses for trainer in world.trainers)
+
+
+def test_job_lends_again_after_a_trainer_went_wild() -> None:
+    """Its rollout server has restarted and knows of no lease, and it works on."""
+    world = World(NAMES, idle={"scope": "AnyIdle"})
+    world.live(5.0)
+    (wild,) = [trainer for trainer in world.trainers if trainer.uses]
+    wild.obeys = False
+    world.restart_server(wild.device)
+    world.live(5.0)
+    assert wild.uses
+    assert not any(device.book.current for device in world.devices.values()), "not two at once"
+    world.live(10.0)
+    assert wild not in world.trainers
+    assert any(trainer.uses for trainer in world.trainers)
 
 
 @given(st.lists(st.sampled_from(["obeys", "hangs", "refuses"]), min_size=3, max_size=3))

@@ -100,6 +100,24 @@ def test_silent_pod_counts_as_lent_until_its_lease_must_have_ended() -> None:
     assert [item.rollout_uid for item in later.actions if isinstance(item, GrantLease)] == ["c-uid"]
 
 
+def test_trainer_that_works_on_without_a_lease_is_deleted() -> None:
+    """Else it would count as a lease for ever, and the job would never lend again."""
+    views = (busy("a"), idle("b"), make_trainer("b", phase=TrainerPhase.STOPPING), idle("c"), make_trainer("c"))
+    decision = look(*views, now=1000.0)
+    decision = look(*views, now=1000.0 + OVERDUE, memory=decision.memory)
+    assert deleted(decision) == []
+    decision = look(*views, now=1000.1 + OVERDUE, memory=decision.memory)
+    assert deleted(decision) == ["trainer-of-b-uid"]
+
+
+def test_trainer_that_is_ahead_of_the_news_of_its_lease_is_left_alone() -> None:
+    ahead = (busy("a"), idle("b"), make_trainer("b", phase=TrainerPhase.TRAINING))
+    decision = look(*ahead, now=1000.0)
+    decision = look(busy("a"), lent("b"), ahead[-1], now=1001.0, memory=decision.memory)
+    decision = look(*ahead, now=1002.0 + OVERDUE, memory=decision.memory)
+    assert deleted(decision) == []
+
+
 def test_trainer_that_says_that_it_works_counts_as_a_lease() -> None:
     """After a restart of the operator nothing may be known of a pod but what its trainer tells."""
     working = make_trainer("b", phase=TrainerPhase.TRAINING)

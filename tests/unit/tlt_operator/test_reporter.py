@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
+
+import pytest
 
 from tests.support.snapshots import busy, idle, lent, make_job, make_revision, make_snapshot, make_state, make_trainer
 from tests.support.snapshots import make_pod as make_any_pod
@@ -169,3 +172,13 @@ def test_a_deleted_job_that_comes_back_starts_from_nothing() -> None:
     desk.report(snapshot)
     assert desk.value("tlt_gpu_seconds_total", state="busy") == 30
     assert desk.value("tlt_condition_reason", type="Degraded", reason="AsExpected") == 1
+
+
+def test_move_that_the_table_lacks_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    with caplog.at_level(logging.WARNING, logger="tlt_operator.reconcile.reporter"):
+        desk.report(make_snapshot(busy("a"), idle("b")))
+        desk.report(make_snapshot(lent("a"), lent("b"), make_trainer("a"), make_trainer("b")))
+    assert desk.value("tlt_unexpected_moves_total", before="Busy", after="Lent") == 1
+    assert desk.value("tlt_unexpected_moves_total", before="Idle", after="Lent") is None
+    assert [record.getMessage().split(":")[1] for record in caplog.records] == [" pod a went from Busy to Lent"]

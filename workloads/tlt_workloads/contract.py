@@ -94,7 +94,7 @@ class TrainerPhase(enum.StrEnum):
     STARTING = "Starting"  # importing, reading the target's embeddings
     WAITING = "Waiting"  # warm, holds no lease
     TRAINING = "Training"  # a worker has the device
-    STOPPING = "Stopping"  # asked back, worker saves and exits
+    STOPPING = "Stopping"  # asked back, or given back while the worker still writes its checkpoint
     FAILED = "Failed"
 
 

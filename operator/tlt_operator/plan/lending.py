@@ -93,7 +93,7 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
 
 def held_pods(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, terms: LeaseTerms) -> list[RolloutView]:
     """Pods whose device a trainer has, or may still have."""
-    at_work = snapshot.trained_on()
+    at_work = snapshot.with_trainer(TrainerPhase.TRAINING, TrainerPhase.STOPPING)
     return [
         view
         for view in snapshot.rollouts

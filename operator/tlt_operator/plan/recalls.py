@@ -9,7 +9,7 @@ from tlt_operator.plan.actions import RevokeLease
 from tlt_operator.plan.generation import Generation, in_scope
 from tlt_operator.plan.snapshot import RolloutView, Snapshot
 from tlt_operator.plan.worker import WorkerState
-from tlt_workloads.contract import LeasePhase, LeaseView, RevokeReason
+from tlt_workloads.contract import LeasePhase, LeaseView, RevokeReason, TrainerPhase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ def decide_recalls(
     """Asks for as long as the pod shows the lease as granted, also a pod that has fallen silent."""
     actions: list[RevokeLease] = []
     found: dict[str, Recall] = {}
-    at_work = snapshot.trained_on()
+    at_work = snapshot.with_trainer(TrainerPhase.TRAINING)  # one that stops has left, and may write for long
     for view in snapshot.rollouts:
         uid, lease = view.pod.uid, view.state.lease if view.state is not None else None
         worker, since = workers[uid], snapshot.now

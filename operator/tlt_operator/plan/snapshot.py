@@ -92,14 +92,14 @@ class Snapshot:
     child_failure: str | None = None  # why the gateway, a Service or the Secret could not be applied
     limits: Limits = field(default_factory=Limits)
 
-    def trained_on(self) -> frozenset[str]:
-        """Rollout pods (uids) whose trainer says that it works; it may do so for a moment after its lease has ended."""
+    def with_trainer(self, *phases: TrainerPhase) -> frozenset[str]:
+        """Rollout pods (uids) whose trainer says that it is in one of these phases."""
         return frozenset(
             view.pod.rollout_uid
             for view in self.trainers
             if view.pod.rollout_uid is not None
             and view.state is not None
-            and view.state.phase in (TrainerPhase.TRAINING, TrainerPhase.STOPPING)
+            and view.state.phase in phases
             and view.fault is None
             and view.age <= self.limits.stale_after
         )

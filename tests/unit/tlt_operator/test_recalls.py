@@ -102,12 +102,20 @@ def test_silent_pod_counts_as_lent_until_its_lease_must_have_ended() -> None:
 
 def test_trainer_that_works_on_without_a_lease_is_deleted() -> None:
     """Else it would count as a lease for ever, and the job would never lend again."""
-    views = (busy("a"), idle("b"), make_trainer("b", phase=TrainerPhase.STOPPING), idle("c"), make_trainer("c"))
+    views = (busy("a"), idle("b"), make_trainer("b", phase=TrainerPhase.TRAINING), idle("c"), make_trainer("c"))
     decision = look(*views, now=1000.0)
     decision = look(*views, now=1000.0 + OVERDUE, memory=decision.memory)
     assert deleted(decision) == []
     decision = look(*views, now=1000.1 + OVERDUE, memory=decision.memory)
     assert deleted(decision) == ["trainer-of-b-uid"]
+
+
+def test_trainer_that_still_writes_its_checkpoint_is_left_alone_and_its_device_is_not_lent() -> None:
+    views = (busy("a"), idle("b"), make_trainer("b", phase=TrainerPhase.STOPPING))
+    decision = look(*views, now=1000.0)
+    decision = look(*views, now=1001.0 + OVERDUE, memory=decision.memory)
+    assert deleted(decision) == []
+    assert not any(isinstance(item, GrantLease) for item in decision.actions)
 
 
 def test_trainer_that_is_ahead_of_the_news_of_its_lease_is_left_alone() -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from safetensors.torch import load_file, save
 
 from tests.engine.conftest import PROMPTS
-from tests.support.eventually import eventually
 from tests.support.rollout_server import RolloutServer
 from tests.support.tiny_model import VOCABULARY, perturbed
 
@@ -20,32 +16,19 @@ def weights(server: RolloutServer) -> dict[str, torch.Tensor]:
 
 
 def test_running_requests_go_on_across_swaps(server: RolloutServer) -> None:
-    """However fast the machine: it generates the same answers over and over until the last swap is done."""
     expected = server.generate(PROMPTS, max_tokens=400)
     bodies = [
         server.revision(f"swap-{number}", save(perturbed(weights(server), seed=number, amount=0.05)))
         for number in range(4)
     ]
     before = server.state()
-    swapped = threading.Event()
-    results: list[list[list[int]]] = []
-
-    def generate() -> None:
-        while not swapped.is_set():
-            results.append(server.generate(PROMPTS, max_tokens=400))
-
-    with ThreadPoolExecutor(1) as pool:
-        generation = pool.submit(generate)
-        try:
-            for body in bodies:
-                eventually(lambda: server.state()["running"], deadline=60, reason="requests are running")
-                status, answer = server.call("POST", "/tlt/v1/drafter", body)
-                assert status == 200, answer
-                assert answer["policyChecksumBefore"] == answer["policyChecksumAfter"]
-                assert 0 < answer["stall"] <= answer["seconds"]
-        finally:
-            swapped.set()
-        generation.result()
+    with server.generating(PROMPTS, max_tokens=400) as results:
+        for body in bodies:
+            server.wait_until_running()
+            status, answer = server.call("POST", "/tlt/v1/drafter", body)
+            assert status == 200, answer
+            assert answer["policyChecksumBefore"] == answer["policyChecksumAfter"]
+            assert 0 < answer["stall"] <= answer["seconds"]
     after = server.state()
     assert results == [expected] * len(results)
     assert after["drafterRevision"] == "swap-3"

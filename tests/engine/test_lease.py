@@ -57,16 +57,14 @@ def test_a_request_takes_a_lent_gpu_back(server: RolloutServer) -> None:
 
 
 def test_a_busy_pod_is_not_lent_and_the_edge_is_seen_by_a_long_poll(server: RolloutServer) -> None:
-    generation = threading.Thread(target=lambda: server.generate(PROMPTS, max_tokens=200))
-    generation.start()
-    state = eventually(lambda: busy(server), deadline=30, reason="the pod is busy")
-    status, answer = server.call("POST", "/tlt/v1/lease", {"holder": "trainer/1"})
-    assert (status, answer["error"]["reason"]) == (409, "NotIdle")
+    with server.generating(PROMPTS, max_tokens=200):
+        status, answer = server.call("POST", "/tlt/v1/lease", {"holder": "trainer/1"})
+        assert (status, answer["error"]["reason"]) == (409, "NotIdle")
+        state = server.state()
     deadline = time.monotonic() + 120
     while not state["idle"]:  # as an operator does: one open poll after the other
         assert time.monotonic() < deadline, state
         state = server.call("GET", f"/tlt/v1/state?seq={state['seq']}&wait=20")[1]
-    generation.join()
     assert (state["running"], state["waiting"]) == (0, 0)
     assert state["idleFor"] >= 0.2
 
@@ -87,8 +85,3 @@ def test_metrics_tell_the_same(server: RolloutServer) -> None:
     assert float(lines["tlt:lent"]) == 0
     assert float(lines["tlt:busy_seconds_total"]) > 0
     assert float(lines["tlt:draft_length"]) == 3
-
-
-def busy(server: RolloutServer) -> dict[str, object] | None:
-    state = server.state()
-    return state if state["running"] > 0 else None

@@ -73,7 +73,7 @@ def test_running_requests_are_frozen_not_aborted(
     server: RolloutServer, policies: tuple[Path, Path], tiny_model: Path
 ) -> None:
     results: list[list[list[int]]] = []
-    generation = threading.Thread(target=lambda: results.append(server.generate(PROMPTS, max_tokens=300)))
+    generation = threading.Thread(target=lambda: results.append(server.generate(PROMPTS, max_tokens=480)))
     before = server.state()
     generation.start()
     eventually(
@@ -82,7 +82,7 @@ def test_running_requests_are_frozen_not_aborted(
     push(server, policies[1])
     assert generation.is_alive(), "the generation ended before the update did"
     generation.join()
-    assert [len(output) for output in results[0]] == [300] * len(PROMPTS)
+    assert [len(output) for output in results[0]] == [480] * len(PROMPTS)
     after = server.state()
     assert (after["failedRequests"], after["abortedRequests"]) == (before["failedRequests"], before["abortedRequests"])
     other = Reference(tiny_model, weights=policies[1])

@@ -12,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,32 @@ class RolloutServer:
         status, answer = self.call("POST", "/v1/completions", body)
         assert status == 200, answer
         return [choice["token_ids"] for choice in answer["choices"]]
+
+    @contextlib.contextmanager
+    def generating(self, prompts: list[list[int]], *, max_tokens: int) -> Iterator[list[list[list[int]]]]:
+        """Generates the same answers again and again until the end of the block; gives the list that they go to.
+
+        So that something runs for as long as a test needs it, however fast the machine is.
+        """
+        over = threading.Event()
+        results: list[list[list[int]]] = []
+
+        def generate() -> None:
+            while not over.is_set():
+                results.append(self.generate(prompts, max_tokens=max_tokens))
+
+        with ThreadPoolExecutor(1) as pool:
+            generation = pool.submit(generate)
+            try:
+                self.wait_until_running()
+                yield results
+            finally:
+                over.set()
+            generation.result()
+
+    def wait_until_running(self) -> None:
+        """Returns while requests run."""
+        eventually(lambda: self.state()["running"], deadline=60, reason="requests are running")
 
     def wait_until_idle(self) -> dict[str, Any]:
         """The state once the pod is idle."""

@@ -111,8 +111,9 @@ class Election:
         Raises:
             LeadershipLostError: the Lease could not be renewed in time, or is somebody else's.
         """
+        pause = self.terms.renew
         while True:
-            await asyncio.sleep(self.terms.renew)
+            await asyncio.sleep(pause)
             left = self._renewed + self.terms.deadline - self._now()
             if left <= 0:
                 self._lease = None
@@ -120,9 +121,11 @@ class Election:
             try:
                 async with asyncio.timeout(min(left, self.terms.patience)):
                     await self._renew()
+                pause = self.terms.renew
             except LeadershipLostError:
                 raise
             except (OperatorError, TimeoutError) as error:
+                pause = self.terms.renew / 8  # there is little time left
                 logger.warning("Lease %s is not renewed yet: %s", self.name, error or type(error).__name__)
 
     async def release(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import results, tables
@@ -17,6 +18,12 @@ PICTURE = FOLDER / "timeline.png"
 PUBLISHED_PICTURE = ROOT / "docs" / "images" / "demo-timeline.png"
 PUBLISHED_TABLE = ROOT / "docs" / "images" / "demo-steps.md"
 MINUTES = ("first_run_minutes", "rerun_minutes")
+
+
+def command(arguments: Sequence[str]) -> str:
+    """What repeats the run that is reported."""
+    kept = [argument for argument in arguments if argument != "--report"]
+    return " ".join(["python -m bench.demo", *kept]) if kept else "make demo"
 
 
 def make(
@@ -47,7 +54,7 @@ def make(
     print("  An accelerator of the embedded cluster stands for one processor core; see docs/concepts.md.\n")
     picture.draw(demo, baseline, PICTURE)
     console.say(f"timeline picture: {PICTURE}")
-    console.say(f"figures: {results.write('demo', command='make demo', metrics=metrics)}")
+    console.say(f"figures: {results.write('demo', command=command(sys.argv[1:]), metrics=metrics)}")
     tables.write()
     if publish:
         PUBLISHED_PICTURE.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from bench.demo.console import StageError, clock, last_line, run_logged, tail
 from bench.demo.deploy import Choices, split_image
 from bench.demo.follow import Run, told
 from bench.demo.recording import Recording
+from bench.demo.report import command
 from bench.demo.summary import Interval
 from tests.unit.bench.test_summary import POD_A, POD_B, sample, step, worker
 
@@ -153,3 +154,8 @@ def test_the_end_of_a_log_says_how_far_a_stage_is(tmp_path: Path) -> None:
     log.write_text("building\n  ... kubernetes 0:15 of about 6:00\n\n")
     assert last_line(log) == ": kubernetes 0:15 of about 6:00"
     assert last_line(None) == ""
+
+
+def test_a_result_names_the_command_that_repeats_it() -> None:
+    assert command([]) == "make demo"
+    assert command(["--steps", "5", "--report", "--publish"]) == "python -m bench.demo --steps 5 --publish"

@@ -188,7 +188,7 @@ def reactions(
             told.setdefault(line["pod"], []).append(moment)
     found, missed = [], 0
     for _, edge in edges:
-        if begin <= edge["at"] <= end:
+        if begin <= edge.get("at", float("-inf")) <= end:
             after = next((moment for moment in told.get(edge["pod"], ()) if moment >= edge["at"]), None)
             if after is None:
                 missed += 1

@@ -34,7 +34,7 @@ from tlt_operator.clients.kube import POD, Kubernetes
 ROOT = Path(__file__).resolve().parents[2]
 PLANE = ("--control-plane", "--name", "bench-scale")
 NAMESPACE = "fleet"
-PROBES, METRICS = 18080, 19090
+PROBES, METRICS = 18180, 19190
 AT_ONCE = 16  # pods that are made at one time
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -8,6 +8,7 @@ not be deleted while no operator runs; a timer or daemon would also end for good
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import uuid
@@ -27,6 +28,8 @@ from tlt_operator.reconcile.election import Election, LeadershipLostError
 from tlt_operator.reconcile.jobs import Jobs
 from tlt_operator.telemetry.metrics import Metrics
 from tlt_operator.telemetry.probes import Probes
+
+COLLECT_AFTER = 50_000  # objects made and not dropped
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +174,10 @@ def configure_kopf(settings: kopf.OperatorSettings) -> None:
 def run(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT."""
     operator = Operator(settings)
+    # Each pass makes some objects for every pod and drops them all.  With the usual threshold the collector would look
+    # for cycles among them many times in every pass, and through what was imported as well.
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
     start_http_server(settings.metrics_port, registry=operator.metrics.registry)
     kopf.run(
         registry=register(operator),

@@ -65,8 +65,13 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     in_use: frozenset[str] | None = None  # looked up only when a pod is to be lent: most passes lend none
     fit: list[tuple[RolloutView, TrainerView]] = []
     refusals: list[Refusal] = []
-    for view in sorted(snapshot.rollouts, key=_idle_longest_first):
-        if known.workers[view.pod.uid] is not WorkerState.IDLE or view.pod.uid in taken:
+    idle = [view for view in snapshot.rollouts if known.workers[view.pod.uid] is WorkerState.IDLE]
+    general = _general_refusal(snapshot, known, idle)
+    if general is not None:
+        refusals.append(general)
+        idle = []
+    for view in sorted(idle, key=_idle_longest_first):
+        if view.pod.uid in taken:
             continue
         trainer = warm.get(view.pod.uid)
         refusal = _refusal(snapshot, known, view, trainer)
@@ -133,19 +138,24 @@ def window_error(trainer: TrainerView) -> str | None:
     return window.stop_reason.removeprefix("Error").lstrip(": ") or "no message"
 
 
+def _general_refusal(snapshot: Snapshot, known: Knowledge, idle: list[RolloutView]) -> Refusal | None:
+    """Why none of the idle pods is lent, for a reason that all of them have."""
+    if snapshot.job.deleting or snapshot.job.spec.suspend or not idle:
+        return _nothing_idle(snapshot)
+    if known.generation.queued:
+        return Reason.NO_IDLE_POD, f"The gateway has requests waiting, so {idle[0].pod.name} will not stay idle"
+    if not known.need.due:
+        return Reason.WAITING_FOR_DATA, known.need.message
+    return None
+
+
 def _refusal(snapshot: Snapshot, known: Knowledge, view: RolloutView, trainer: TrainerView | None) -> Refusal | None:
     """Why this idle pod is not lent, whatever the budget; the first reason counts."""
     spec, name, uid = snapshot.job.spec, view.pod.name, view.pod.uid
-    if snapshot.job.deleting or spec.suspend:
-        return _nothing_idle(snapshot)
     if not in_scope(spec.idle.scope, known.generation, uid=uid, worker=known.workers[uid]):
         return Reason.OUT_OF_SCOPE, (
             f"{name} is idle, but no other pod generates, and spec.idle.scope is Tail (AnyIdle would lend it)"
         )
-    if known.generation.queued:
-        return Reason.NO_IDLE_POD, f"The gateway has requests waiting, so {name} will not stay idle"
-    if not known.need.due:
-        return Reason.WAITING_FOR_DATA, known.need.message
     rest = expect_rest(uid, history=known.history, generation=known.generation, scope=spec.idle.scope, now=snapshot.now)
     if rest is not None and rest.seconds < spec.idle.min_window:
         return Reason.WINDOW_TOO_SHORT, (

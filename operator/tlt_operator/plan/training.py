@@ -6,6 +6,7 @@ the rollout pods and before the first window, not when it is there.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 
 from tlt_operator.api.names import Reason
@@ -87,8 +88,10 @@ def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> tuple[str
         and placement_obstacle(snapshot, view.pod) is None
         and all(claim.claim is not None for claim in view.pod.claims)
     ]
-    fit.sort(key=lambda view: (view.pod.uid not in present, -_idle_for(view), view.pod.name))
-    return tuple(view.pod.uid for view in fit[: spec.training.max_trainers])
+    first = heapq.nsmallest(
+        spec.training.max_trainers, fit, key=lambda view: (view.pod.uid not in present, -_idle_for(view), view.pod.name)
+    )
+    return tuple(view.pod.uid for view in first)
 
 
 def _window_near(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available_tokens: int) -> bool:

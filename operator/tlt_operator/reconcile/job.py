@@ -33,6 +33,8 @@ from tlt_operator.reconcile.status_writer import StatusWriter
 from tlt_workloads.contract import RevokeReason, TrainerPhase
 
 FAREWELL = 3.0  # seconds to take leases back when a job was deleted
+PASS_SHARE = 0.15  # of its time that a loop spends on passes, at most: with many pods, news of several share a pass
+LONGEST_PAUSE = 0.1  # seconds between two passes, whatever one costs
 TOKEN_INTERVAL = 15.0  # seconds between two looks at the token while pods refuse it
 FIRST_RETRY = 1.0
 LAST_RETRY = 30.0
@@ -128,12 +130,14 @@ class JobLoop:
         while True:
             news_at = self._news_at
             self._news.clear()
-            self.heartbeat = self._clock.steady()
+            self.heartbeat, begun = self._clock.steady(), self._clock.processor()
             try:
                 self._pass(news_at)
             except Exception:
                 logger.exception("%s: a pass failed in an unforeseen way", self._job.key)
                 await asyncio.sleep(self._context.settings.tick)
+            cost = self._clock.processor() - begun
+            await asyncio.sleep(min(LONGEST_PAUSE, cost * (1 / PASS_SHARE - 1)))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._context.settings.tick):
                     await self._news.wait()

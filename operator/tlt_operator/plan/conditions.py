@@ -200,7 +200,7 @@ def _first_trouble(
     if snapshot.child_failure is not None:
         return Reason.CHILD_NOT_APPLIED, snapshot.child_failure
     for view in snapshot.rollouts:
-        if workers[view.pod.uid] is WorkerState.UNKNOWN and view.silent_for > snapshot.limits.silence:
+        if workers[view.pod.uid] is WorkerState.UNKNOWN and snapshot.silence(view) > snapshot.limits.silence:
             return _why_silent(snapshot, view)
     for uid, failure in snapshot.trainer_failures.items():
         name = next((view.pod.name for view in snapshot.rollouts if view.pod.uid == uid), uid)
@@ -257,7 +257,7 @@ def _why_silent(snapshot: Snapshot, view: RolloutView) -> tuple[Reason, str]:
         trouble = f": {view.pod.trouble}" if view.pod.trouble else ""
         return Reason.PODS_NOT_READY, f"Pod {name} is {view.pod.phase} and not ready{trouble}"
     return Reason.PODS_UNREACHABLE, (
-        f"Pod {name} has not answered on port {port} for {view.silent_for:.0f}s "
+        f"Pod {name} has not answered on port {port} for {snapshot.silence(view):.0f}s "
         f"({view.fault_message or 'no answer yet'}); check spec.port and NetworkPolicies"
     )
 

@@ -26,7 +26,7 @@ from tlt_operator.plan.patience import Patience, learn_patience
 from tlt_operator.plan.recalls import Recall, decide_recalls
 from tlt_operator.plan.revisions import Rollout, decide_revisions
 from tlt_operator.plan.shares import Wish
-from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
+from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.tokens import TokenMemory, count_tokens
 from tlt_operator.plan.training import decide_trainers
 from tlt_operator.plan.triggers import assess_need
@@ -159,10 +159,10 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
         rollout=rollout,
         available_tokens=available,
         worker_transitions=_transitions(
-            memory.workers, workers, names={**memory.names, **names}, ages=_ages(snapshot.rollouts)
+            memory.workers, workers, names={**memory.names, **names}, ages=_rollout_ages(snapshot)
         ),
         trainer_transitions=_transitions(
-            memory.trainers, trainers, names={**memory.names, **names}, ages=_ages(snapshot.trainers)
+            memory.trainers, trainers, names={**memory.names, **names}, ages=_trainer_ages(snapshot)
         ),
         ended_leases=ended,
         closed_windows=closed,
@@ -229,5 +229,9 @@ def _is_expected(before: WorkerState | TrainerPhase | None, after: WorkerState |
     return not (isinstance(before, WorkerState) and isinstance(after, WorkerState)) or is_legal(before, after)
 
 
-def _ages(views: tuple[RolloutView, ...] | tuple[TrainerView, ...]) -> dict[str, float]:
-    return {view.pod.uid: view.age for view in views if view.state is not None and view.fault is None}
+def _rollout_ages(snapshot: Snapshot) -> dict[str, float]:
+    return {view.pod.uid: snapshot.age(view) for view in snapshot.rollouts if view.state and view.fault is None}
+
+
+def _trainer_ages(snapshot: Snapshot) -> dict[str, float]:
+    return {view.pod.uid: view.age for view in snapshot.trainers if view.state and view.fault is None}

@@ -112,8 +112,9 @@ def _may_be_lent(snapshot: Snapshot, view: RolloutView, *, terms: LeaseTerms) ->
     lease = view.state.lease if view.state is not None else None
     if lease is None:
         return False
-    heard = view.fault is None and view.age <= snapshot.limits.stale_after
-    return heard or view.age + lease.age <= terms.window + snapshot.job.spec.reclaim.grace + terms.ttl
+    age = snapshot.age(view)
+    heard = view.fault is None and age <= snapshot.limits.stale_after
+    return heard or age + lease.age <= terms.window + snapshot.job.spec.reclaim.grace + terms.ttl
 
 
 def warm_trainers(snapshot: Snapshot) -> dict[str, TrainerView]:
@@ -214,7 +215,7 @@ def _just_given_back(snapshot: Snapshot, view: RolloutView, trainer: TrainerView
         return False
     limits = snapshot.limits
     pause = limits.retry_lease_after_error if window_error(trainer) is not None else limits.retry_lease_after
-    return last.ended_ago + view.age < pause
+    return last.ended_ago + snapshot.age(view) < pause
 
 
 def _claims_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:
@@ -228,4 +229,4 @@ def _claims_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> fr
 
 
 def _idle_longest_first(view: RolloutView) -> tuple[float, str]:
-    return (-(view.state.idle_for + view.age) if view.state is not None else 0.0, view.pod.name)
+    return (view.heard_at - view.state.idle_for if view.state is not None else 0.0, view.pod.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -24,12 +25,16 @@ class Fault(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutView:
-    """One rollout pod and its last answer."""
+    """One rollout pod and its last answer.
+
+    It holds moments of the snapshots' clock, no ages, so that it stays the same object for as long as there is no news
+    of the pod: with a thousand of them, most are as they were in the pass before.
+    """
 
     pod: Pod
     state: RolloutState | None = None
-    age: float = float("inf")  # since the answer
-    silent_for: float = 0.0  # since the last answer, or since the pod was first seen
+    heard_at: float = float("-inf")  # when the answer came
+    silent_since: float = 0.0  # when the last answer came, or the pod was first seen
     fault: Fault | None = None
     fault_message: str = ""
     granting: bool = False  # a grant was sent that `state` cannot show yet
@@ -91,6 +96,19 @@ class Snapshot:
     rivals: tuple[Wish, ...] = ()  # what the operator's other jobs hold and could use
     child_failure: str | None = None  # why the gateway, a Service or the Secret could not be applied
     limits: Limits = field(default_factory=Limits)
+
+    @functools.cached_property
+    def by_uid(self) -> Mapping[str, RolloutView]:
+        """The rollout pods by uid."""
+        return {view.pod.uid: view for view in self.rollouts}
+
+    def age(self, view: RolloutView) -> float:
+        """Seconds since the pod's last answer; infinite when there was none."""
+        return self.now - view.heard_at
+
+    def silence(self, view: RolloutView) -> float:
+        """Seconds without a sign of life."""
+        return self.now - view.silent_since
 
     def with_trainer(self, *phases: TrainerPhase) -> frozenset[str]:
         """Rollout pods (uids) whose trainer says that it is in one of these phases."""

@@ -48,7 +48,7 @@ def decide_trainers(
 
     `due`: training is worth a window now.  `recalls`: devices that should be free, by the uid of the rollout pod.
     """
-    rollouts = {view.pod.uid: view for view in snapshot.rollouts}
+    rollouts = snapshot.by_uid
     near = due or _window_near(snapshot, workers, available_tokens=available_tokens)
     wanted = _wanted(snapshot, workers) if near else ()
     actions: list[Action] = []
@@ -100,7 +100,7 @@ def _window_near(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, avai
     return (
         available_tokens >= START_AT * training.trigger.min_new_tokens
         or WorkerState.BUSY in workers.values()
-        or any(_serves_for(view) < training.keep_warm for view in snapshot.rollouts)
+        or any(_serves_for(snapshot, view) < training.keep_warm for view in snapshot.rollouts)
     )
 
 
@@ -146,7 +146,7 @@ def _idle_for(view: RolloutView) -> float:
     return view.state.idle_for if view.state is not None else 0.0
 
 
-def _serves_for(view: RolloutView) -> float:
+def _serves_for(snapshot: Snapshot, view: RolloutView) -> float:
     """Seconds since the pod's engine first answered; endless while it is silent."""
     state = view.state
-    return state.busy_seconds + state.idle_seconds + view.age if state is not None else float("inf")
+    return state.busy_seconds + state.idle_seconds + snapshot.age(view) if state is not None else float("inf")

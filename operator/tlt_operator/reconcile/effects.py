@@ -16,6 +16,7 @@ BUSY_RETRY = 0.05
 FIRST_RETRY = 0.5
 FIRST_FINAL_RETRY = 5.0
 LAST_RETRY = 60.0
+TIDY_INTERVAL = 60.0
 REMEMBERED = 600.0  # seconds that an old failure makes the next one wait longer
 
 Key = tuple[str, str]
@@ -50,6 +51,7 @@ class Effects:
         self._wake = wake
         self._clock = clock
         self._records: dict[Key, _Record] = {}
+        self._tidied_at = clock.steady()
 
     def start(self, actions: Iterable[Action]) -> None:
         """Begins all actions that are neither under way, nor done just now, nor waiting after a failure."""
@@ -62,7 +64,9 @@ class Effects:
             settling = settles and now < record.done_at + SETTLE
             if record.task is None and now >= record.not_before and not settling:
                 record.task = asyncio.create_task(self._run(action, record), name=f"{key[0]} {key[1]}")
-        self._forget(now)
+        if now - self._tidied_at > TIDY_INTERVAL:
+            self._tidied_at = now
+            self._forget(now)
 
     def pending(self, key: Key, *, heard: float) -> bool:
         """Whether an action is under way, or done so lately that an answer received at `heard` cannot show it."""

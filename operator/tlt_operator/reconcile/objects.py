@@ -19,7 +19,10 @@ Parsed = TypeVar("Parsed")
 
 
 class Objects(Generic[Parsed]):
-    """Objects of one kind and selector by uid.  `synced` turns true with the first complete list."""
+    """Objects of one kind and selector by uid.  `synced` turns true with the first complete list.
+
+    `version` grows with each change.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Objects(Generic[Parsed]):
         self._wake = wake
         self._found: dict[str, Parsed] = {}
         self.synced = False
+        self.version = 0
 
     def all(self) -> tuple[Parsed, ...]:
         """Everything that exists, as of the last event."""
@@ -71,4 +75,5 @@ class Objects(Generic[Parsed]):
             self._found.pop(event.body["metadata"]["uid"], None)
         else:
             self._found[event.body["metadata"]["uid"]] = self._parse(event.body)
+        self.version += 1
         self._wake()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tlt_operator.api.job import Job
@@ -53,11 +54,25 @@ def pod_url(pod: Pod, port: int) -> str:
     return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pods:
+    """The job's pods by what they are, sorted by name."""
+
+    version: int = -1
+    rollouts: tuple[Pod, ...] = ()
+    trainers: tuple[Pod, ...] = ()
+    gateways: tuple[Pod, ...] = ()
+    by_uid: Mapping[str, Pod] = field(default_factory=dict)  # of the rollout pods
+
+
 class Observer:
     """Keeps everything current that a decision about the job needs, and calls `wake` at each change."""
 
     def __init__(self, context: Context, job: Job, pods: PodClient, *, wake: Callable[[], None]) -> None:
         self._context = context
+        self._pods = _Pods()
+        self._asked: tuple[int, int] | None = None  # the pods that are asked, as of this version, and their port
+        self._views: dict[str, tuple[int, RolloutView]] = {}
         self._first_seen: dict[str, float] = {}
         self._failed_since: dict[str, float] = {}
         self._devices_claimable = True
@@ -103,32 +118,29 @@ class Observer:
 
     def ask_pods(self, job: Job) -> None:
         """Keeps a long poll open to exactly the pods that exist."""
-        rollouts = {pod.uid: pod_url(pod, job.spec.port) for pod in self._rollout_pods() if _can_answer(pod)}
-        trainers = {pod.uid: pod_url(pod, TRAINER_PORT) for pod in self._own(Component.TRAINER) if _can_answer(pod)}
-        gateways = {pod.uid: pod_url(pod, GATEWAY_PORT) for pod in self._own(Component.GATEWAY) if _can_answer(pod)}
-        self._rollout_answers.follow(rollouts)
-        self._trainer_answers.follow(trainers)
-        self._gateway_answers.follow(gateways)
+        pods = self._known_pods()
+        if self._asked == (pods.version, job.spec.port):
+            return
+        self._asked = (pods.version, job.spec.port)
+        self._rollout_answers.follow({it.uid: pod_url(it, job.spec.port) for it in pods.rollouts if _can_answer(it)})
+        self._trainer_answers.follow({it.uid: pod_url(it, TRAINER_PORT) for it in pods.trainers if _can_answer(it)})
+        self._gateway_answers.follow({it.uid: pod_url(it, GATEWAY_PORT) for it in pods.gateways if _can_answer(it)})
 
     def snapshot(
         self, job: Job, *, deeds: Deeds, memories: Memories, rivals: tuple[Wish, ...], child_failure: str | None
     ) -> Snapshot:
         """Everything as of now."""
         now = self._context.clock.steady()
-        rollouts, trainers = self._rollout_pods(), self._own(Component.TRAINER)
-        alive = {pod.uid for pod in (*rollouts, *trainers)}
-        self._failed_since = {uid: since for uid, since in self._failed_since.items() if uid in alive}
-        self._first_seen = {uid: self._first_seen.get(uid, now) for uid in alive}
-        by_uid = {pod.uid: pod for pod in rollouts}
+        pods = self._known_pods()
         settings = self._context.settings
         return Snapshot(
             job=job,
             now=now,
-            rollouts=tuple(self._rollout_view(pod, now=now, deeds=deeds, memories=memories) for pod in rollouts),
+            rollouts=tuple(self._rollout_view(pod, deeds=deeds, memories=memories) for pod in pods.rollouts),
             trainers=tuple(
-                self._trainer_view(job, pod, by_uid.get(pod.rollout_uid or ""), now=now) for pod in trainers
+                self._trainer_view(job, pod, pods.by_uid.get(pod.rollout_uid or ""), now=now) for pod in pods.trainers
             ),
-            gateway=self._gateway_view(now) if job.spec.gateway.enabled else None,
+            gateway=self._gateway_view(pods.gateways, now) if job.spec.gateway.enabled else None,
             revisions=self._revisions.all(),
             devices_claimable=self._devices_claimable,
             trainer_failures=dict(memories.trainer_failures),
@@ -143,30 +155,55 @@ class Observer:
         await self._trainer_answers.close()
         await self._gateway_answers.close()
 
-    def _rollout_pods(self) -> list[Pod]:
-        found = self._rollouts.all() if self._rollouts is not None else ()
+    def _known_pods(self) -> _Pods:
+        """Sorted by name and kind; sorted anew only when one has changed."""
+        adopted, own = self._rollouts, self._children
+        version = own.version + (adopted.version if adopted is not None else 0)
+        if self._pods.version == version:
+            return self._pods
         # A wide selector may match the operator's own pods; these are never rollout pods.
-        return sorted((pod for pod in found if COMPONENT_LABEL not in pod.labels), key=lambda pod: pod.name)
+        found = [pod for pod in (adopted.all() if adopted is not None else ()) if COMPONENT_LABEL not in pod.labels]
+        by_component: dict[str | None, list[Pod]] = {}
+        for pod in own.all():
+            by_component.setdefault(pod.labels.get(COMPONENT_LABEL), []).append(pod)
+        self._pods = pods = _Pods(
+            version=version,
+            rollouts=_by_name(found),
+            trainers=_by_name(by_component.get(Component.TRAINER.value, ())),
+            gateways=_by_name(by_component.get(Component.GATEWAY.value, ())),
+            by_uid={pod.uid: pod for pod in found},
+        )
+        now = self._context.clock.steady()
+        alive = {pod.uid for pod in (*pods.rollouts, *pods.trainers)}
+        self._views = {uid: known for uid, known in self._views.items() if uid in alive}
+        self._failed_since = {uid: since for uid, since in self._failed_since.items() if uid in alive}
+        self._first_seen = {uid: self._first_seen.get(uid, now) for uid in alive}
+        return pods
 
-    def _own(self, component: Component) -> list[Pod]:
-        found = (pod for pod in self._children.all() if pod.labels.get(COMPONENT_LABEL) == component.value)
-        return sorted(found, key=lambda pod: pod.name)
-
-    def _rollout_view(self, pod: Pod, *, now: float, deeds: Deeds, memories: Memories) -> RolloutView:
+    def _rollout_view(self, pod: Pod, *, deeds: Deeds, memories: Memories) -> RolloutView:
+        """The view of the last pass, unless there is news of the pod."""
         answer = self._rollout_answers.get(pod.uid)
         if answer is None:
-            return RolloutView(pod=pod, silent_for=now - self._first_seen[pod.uid])
-        heard = answer.received if answer.received is not None else float("-inf")
-        return RolloutView(
+            return RolloutView(pod=pod, silent_since=self._first_seen[pod.uid])
+        heard_at = answer.received if answer.received is not None else float("-inf")
+        granting = deeds.pending((GRANT, pod.uid), heard=heard_at)
+        refusals = memories.refusals(pod.uid, answer.state.boot) if answer.state is not None else {}
+        version, known = self._views.get(pod.uid, (0, None))
+        same_answer = known is not None and known.pod is pod and version == answer.version
+        if known is not None and same_answer and known.granting == granting and known.refusals == refusals:
+            return known
+        view = RolloutView(
             pod=pod,
             state=answer.state,
-            age=answer.age(now),
-            silent_for=answer.silent_for(now),
+            heard_at=heard_at,
+            silent_since=answer.silent_since,
             fault=answer.fault,
             fault_message=answer.message,
-            granting=deeds.pending((GRANT, pod.uid), heard=heard),
-            refusals=memories.refusals(pod.uid, answer.state.boot) if answer.state is not None else {},
+            granting=granting,
+            refusals=dict(refusals),
         )
+        self._views[pod.uid] = (answer.version, view)
+        return view
 
     def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float) -> TrainerView:
         answer = self._trainer_answers.get(pod.uid)
@@ -189,8 +226,8 @@ class Observer:
             outdated=outdated,
         )
 
-    def _gateway_view(self, now: float) -> GatewayView:
-        answers = [self._gateway_answers.get(pod.uid) for pod in self._own(Component.GATEWAY)]
+    def _gateway_view(self, gateways: tuple[Pod, ...], now: float) -> GatewayView:
+        answers = [self._gateway_answers.get(pod.uid) for pod in gateways]
         known = [answer for answer in answers if answer is not None]
         if not known:
             return GatewayView(silent_for=0.0)
@@ -198,7 +235,7 @@ class Observer:
         return GatewayView(
             state=newest.state if newest.fault is None else None,
             age=newest.age(now),
-            silent_for=newest.silent_for(now),
+            silent_for=now - newest.silent_since,
         )
 
     def _outdated(self, job: Job, pod: Pod, rollout: Pod | None) -> bool:
@@ -214,6 +251,10 @@ class Observer:
             except OperatorError as error:
                 logger.warning("Could not ask for the cluster's API groups: %s", error)
             await asyncio.sleep(DEVICE_CHECK_INTERVAL)
+
+
+def _by_name(pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    return tuple(sorted(pods, key=lambda pod: pod.name))
 
 
 def _can_answer(pod: Pod) -> bool:

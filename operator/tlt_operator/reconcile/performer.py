@@ -63,9 +63,8 @@ class Performer:
         self._context = context
         self._pods = pods
         self._recorder = recorder
-        self._rollouts: dict[str, Pod] = {}
+        self._snapshot: Snapshot | None = None
         self._trainers: dict[str, Pod] = {}
-        self._boots: dict[str, str] = {}
         self._marks: dict[str, tuple[MarkRevision, float]] = {}
         self._refusals: dict[tuple[str, str], dict[str, str]] = {}
         self._job: Job | None = None
@@ -75,13 +74,11 @@ class Performer:
     def look(self, snapshot: Snapshot) -> None:
         """Takes over what uids stand for now."""
         self._job = snapshot.job
-        self._rollouts = {view.pod.uid: view.pod for view in snapshot.rollouts}
+        self._snapshot = snapshot
         self._trainers = {view.pod.uid: view.pod for view in snapshot.trainers}
-        self._boots = {view.pod.uid: view.state.boot for view in snapshot.rollouts if view.state is not None}
-        alive = set(self._boots.items())
-        self._refusals = {key: value for key, value in self._refusals.items() if key in alive}
+        self._refusals = {key: value for key, value in self._refusals.items() if self._boot(key[0]) == key[1]}
         self.trainer_failures = {
-            uid: failure for uid, failure in self.trainer_failures.items() if uid in self._rollouts
+            uid: failure for uid, failure in self.trainer_failures.items() if self._pod(uid) is not None
         }
 
     def refusals(self, uid: str, boot: str) -> Mapping[str, str]:
@@ -109,8 +106,9 @@ class Performer:
             case DeleteTrainer():
                 await self._delete_trainer(job, action)
             case Configure():
-                if action.rollout_uid in self._rollouts:
-                    await self._rollout(job, action.rollout_uid).configure(action.config)
+                rollout = self._pod(action.rollout_uid)
+                if rollout is not None:
+                    await self._client(job, rollout).configure(action.config)
             case LoadDrafter():
                 await self._load(job, action)
             case CreateRevision():
@@ -118,16 +116,24 @@ class Performer:
             case MarkRevision():
                 await self._mark(job, action)
 
-    def _rollout(self, job: Job, uid: str) -> RolloutClient:
-        return RolloutClient(self._pods, url=pod_url(self._rollouts[uid], job.spec.port))
+    def _client(self, job: Job, rollout: Pod) -> RolloutClient:
+        return RolloutClient(self._pods, url=pod_url(rollout, job.spec.port))
+
+    def _pod(self, uid: str) -> Pod | None:
+        view = self._snapshot.by_uid.get(uid) if self._snapshot is not None else None
+        return view.pod if view is not None else None
+
+    def _boot(self, uid: str) -> str:
+        view = self._snapshot.by_uid.get(uid) if self._snapshot is not None else None
+        return view.state.boot if view is not None and view.state is not None else ""
 
     async def _grant(self, job: Job, action: GrantLease) -> None:
-        rollout, trainer = self._rollouts.get(action.rollout_uid), self._trainers.get(action.trainer_uid)
+        rollout, trainer = self._pod(action.rollout_uid), self._trainers.get(action.trainer_uid)
         if rollout is None or trainer is None:
             return
         leases = self._context.metrics.leases
         try:
-            await self._rollout(job, rollout.uid).grant_lease(action.request)
+            await self._client(job, rollout).grant_lease(action.request)
         except OperatorError:
             leases.labels(job=job.key, result="refused").inc()
             raise
@@ -140,10 +146,10 @@ class Performer:
         )
 
     async def _revoke(self, job: Job, action: RevokeLease) -> None:
-        rollout = self._rollouts.get(action.rollout_uid)
+        rollout = self._pod(action.rollout_uid)
         if rollout is None:
             return
-        await self._rollout(job, rollout.uid).revoke_lease(action.reason)
+        await self._client(job, rollout).revoke_lease(action.reason)
         self._recorder.normal(
             job,
             EventReason.LEASE_REVOKED,
@@ -152,7 +158,7 @@ class Performer:
         )
 
     async def _create_trainer(self, job: Job, action: CreateTrainer) -> None:
-        rollout = self._rollouts.get(action.rollout_uid)
+        rollout = self._pod(action.rollout_uid)
         if rollout is None:
             return
         settings = self._context.settings
@@ -201,12 +207,12 @@ class Performer:
         )
 
     async def _load(self, job: Job, action: LoadDrafter) -> None:
-        rollout = self._rollouts.get(action.rollout_uid)
-        boot = self._boots.get(action.rollout_uid, "")
+        rollout = self._pod(action.rollout_uid)
+        boot = self._boot(action.rollout_uid)
         if rollout is None:
             return
         try:
-            loaded = await self._rollout(job, rollout.uid).load_drafter(action.load)
+            loaded = await self._client(job, rollout).load_drafter(action.load)
         except RefusedError as error:
             self._refusals.setdefault((rollout.uid, boot), {})[action.load.revision] = str(error)
             raise

@@ -43,13 +43,11 @@ class Reporter:
     def report(self, snapshot: Snapshot, decision: Decision) -> None:
         """Everything that this pass found to be new."""
         job = snapshot.job
-        states = {view.pod.uid: view.state for view in snapshot.rollouts}
-        rollouts = {view.pod.uid: view.pod.name for view in snapshot.rollouts}
-        partners = {view.pod.uid: rollouts.get(view.pod.rollout_uid or "") for view in snapshot.trainers}
         for item in decision.worker_transitions:
-            self._worker(job, item, states.get(item.uid))
+            view = snapshot.by_uid.get(item.uid)
+            self._worker(job, item, view.state if view is not None else None)
         for item in decision.trainer_transitions:
-            self._transition(job, "trainer", item, {"rollout": partners.get(item.uid)})
+            self._transition(job, "trainer", item, {"rollout": _partner(snapshot, item.uid)})
         metrics = self._context.metrics
         for counted in decision.ended_leases:
             lease = counted.lease
@@ -184,3 +182,10 @@ def _fails(snapshot: Snapshot, trainer: TrainerView) -> bool:
         overdue = trainer.known_for > snapshot.limits.silence and not trainer.pod.deleting
         return overdue and trainer.pod.trouble is not None
     return trainer.state.phase is TrainerPhase.FAILED or window_error(trainer) is not None
+
+
+def _partner(snapshot: Snapshot, trainer_uid: str) -> str | None:
+    """Name of the rollout pod whose device a trainer shares."""
+    trainer = next((view.pod for view in snapshot.trainers if view.pod.uid == trainer_uid), None)
+    rollout = snapshot.by_uid.get(trainer.rollout_uid or "") if trainer is not None else None
+    return rollout.pod.name if rollout is not None else None

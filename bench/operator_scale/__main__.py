@@ -31,6 +31,7 @@ from typing import Any
 
 from bench import results, tables
 from bench.operator_scale.fleet import PORT, address_of, name_of
+from bench.operator_scale.passes import pass_seconds
 from tlt_operator.clients.kube import POD, Kubernetes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,7 @@ PLANE = ("--control-plane", "--name", "bench-scale")
 NAMESPACE = "fleet"
 PROBES, METRICS = 18180, 19190
 AT_ONCE = 16  # pods that are made at one time
+PASS_ONLY = (10000,)  # numbers of pods for which only the decision is measured
 PARSED = 25  # pods whose pages are parsed as a whole, each once a second
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -278,6 +280,7 @@ def main() -> int:
             show("operator", count, ours)
             show("scraper", count, theirs)
             metrics |= {
+                f"pass_{count}_pods_ms": pass_seconds(count, job_body=JOB_BODY, pod_body=pod_body) * 1000,
                 f"cpu_cores_{count}_pods": ours["cpu"],
                 f"memory_mb_{count}_pods": ours["memory"],
                 f"edge_to_decision_p50_{count}_pods_s": ours["p50"],
@@ -295,6 +298,10 @@ def main() -> int:
                 "poll_missed_edges": int(theirs["missed"]),
                 "poll_latency_ratio": theirs["p50"] / ours["p50"],
             }
+        for count in PASS_ONLY:
+            cost = pass_seconds(count, job_body=JOB_BODY, pod_body=pod_body) * 1000
+            metrics[f"pass_{count}_pods_ms"] = cost
+            print(f"  operator  {count:5d} pods: one decision takes {cost:.1f} ms", flush=True)
     finally:
         devcluster("down", *PLANE)
     command = f"python -m bench.operator_scale {' '.join(sys.argv[1:])}".strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -316,9 +317,9 @@ def job_body(namespace: str, name: str = "demo", **spec: Any) -> dict[str, Any]:
     }
 
 
-@pytest_asyncio.fixture
-async def world(kube: Kubernetes, namespace: str) -> AsyncIterator[World]:
-    """An operator on a real API server; pods are played by the test."""
+@contextlib.asynccontextmanager
+async def open_world(kube: Kubernetes, namespace: str, *, operator: Kubernetes | None = None) -> AsyncIterator[World]:
+    """A world whose operator has a connection of its own to the API server, or the test's."""
     settings = Settings(
         workloads_image="workloads:test",
         operator_image="operator:test",
@@ -329,12 +330,21 @@ async def world(kube: Kubernetes, namespace: str) -> AsyncIterator[World]:
         request_timeout=5.0,
     )
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        context = Context(kube=kube, session=session, settings=settings)
+        context = Context(kube=operator or kube, session=session, settings=settings)
         found = World(kube=kube, namespace=namespace, context=context, jobs=Jobs(context))
         await found.start()
         await found.start_operator()
+        try:
+            yield found
+        finally:
+            await found.close()
+
+
+@pytest_asyncio.fixture
+async def world(kube: Kubernetes, namespace: str) -> AsyncIterator[World]:
+    """An operator on a real API server; pods are played by the test."""
+    async with open_world(kube, namespace) as found:
         yield found
-        await found.close()
 
 
 def read_crd(name: str) -> dict[str, Any]:

@@ -209,6 +209,16 @@ class World:
 
         await eventually_async(probe, deadline=60, reason=f"status {fields}")
 
+    async def until_workers(self, total: int) -> None:
+        """Waits until the job's status counts so many rollout pods."""
+
+        async def probe() -> bool:
+            workers = (await self.status()).get("workers", {})
+            assert workers.get("total") == total, workers
+            return True
+
+        await eventually_async(probe, deadline=60, reason=f"{total} workers")
+
     async def until_condition(self, kind: str, status: str, reason: str, name: str = "demo") -> dict[str, Any]:
         """Waits for a condition and returns it."""
 

@@ -181,10 +181,20 @@ class FaultProxy:
         finally:
             self._rules.remove(rule)
 
-    def count(self, verbs: frozenset[str] = frozenset(), *, resource: str = "", since: float = 0.0) -> int:
+    def count(
+        self,
+        verbs: frozenset[str] = frozenset(),
+        *,
+        resource: str = "",
+        since: float = 0.0,
+        failed: bool | None = None,
+    ) -> int:
         """How many calls of these verbs arrived since a moment of the steady clock."""
         return sum(
-            (not verbs or call.verb in verbs) and (not resource or call.resource == resource) and call.at >= since
+            (not verbs or call.verb in verbs)
+            and (not resource or call.resource == resource)
+            and (failed is None or call.failed is failed)
+            and call.at >= since
             for call in self.calls
         )
 

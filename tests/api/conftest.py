@@ -121,10 +121,14 @@ class World:
     async def start(self) -> None:
         self._kubelet = asyncio.create_task(self._play_kubelet())
 
-    async def close(self) -> None:
-        await self.stop_operator()
+    async def stop_kubelet(self) -> None:
+        """Pods that are made from now on do not start."""
         if self._kubelet is not None:
             await cancel(self._kubelet)
+
+    async def close(self) -> None:
+        await self.stop_operator()
+        await self.stop_kubelet()
         for pod in (*self.trainers.values(), *self.rollouts.values(), *self.gateways):
             await pod.stop()
 

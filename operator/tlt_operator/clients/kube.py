@@ -37,9 +37,9 @@ Object = dict[str, Any]
 CLOSING = 0.25  # seconds
 # A watch ends after this many seconds, or half as many more, and begins again with a list: nothing missed stays missed.
 WATCH_LIFETIME = 300
-# Bookmarks come once a minute, give or take a quarter (k8s.io/apiserver/pkg/storage/cacher); a watch that is silent for
-# longer is dead, even when its connection is open.
-WATCH_SILENCE = 90.0
+# Bookmarks come once a minute, the first one perhaps after two (k8s.io/apiserver/pkg/storage/cacher); a watch that is
+# silent for longer is dead, even when its connection is open.
+WATCH_SILENCE = 130.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from tlt_operator.reconcile.job import JobLoop
 
 STALE_AFTER = 30.0  # seconds without a look at a job after which the operator counts as hung
 FIRST_RETRY = 1.0
-RECHECK_INTERVAL = 30.0
+RECHECK_INTERVAL = 15.0
 
 logger = logging.getLogger(__name__)
 

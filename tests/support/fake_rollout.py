@@ -123,6 +123,8 @@ class FakeRollout(FakePod):
         self.captured = 0
         self.acceptance = AcceptanceCounters()
         self.refuse_drafter: str | None = None
+        self.may_load = asyncio.Event()  # a load waits for it, as for a slow store
+        self.may_load.set()
         self.busy_seconds = self.idle_seconds = self.lent_seconds = 0.0
         self.granted: list[LeaseRequest] = []
         self._quiet_since = self._counted = time.monotonic()
@@ -300,6 +302,7 @@ class FakeRollout(FakePod):
 
     async def _drafter(self, request: web.Request) -> web.Response:
         load = decode(DrafterLoad, await request.json())
+        await self.may_load.wait()
         if self.refuse_drafter is not None:
             return refusal(422, "BadWeights", self.refuse_drafter)
         self.revision, self.acceptance = load, AcceptanceCounters()
@@ -354,6 +357,11 @@ class FakeTrainer(FakePod):
         """The supervisor cannot go on."""
         self.phase, self.message = TrainerPhase.FAILED, message
         self.bump()
+
+    def hang(self) -> None:
+        """The supervisor does nothing any more: it neither hands back nor beats."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
 
     def state(self) -> TrainerState:
         return TrainerState(

@@ -123,6 +123,7 @@ class EventReason(enum.StrEnum):
     REVISION_ACTIVE = "RevisionActive"
     REVISION_ROLLED_BACK = "RevisionRolledBack"
     ACTION_FAILED = "ActionFailed"
+    FIELD_SET_BACK = "FieldSetBack"
 
 
 def gateway_name(job: str) -> str:

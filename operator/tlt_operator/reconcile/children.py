@@ -7,9 +7,9 @@ import secrets
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import TOKEN_KEY, gateway_name, rollout_service_name, token_secret_name
-from tlt_operator.clients.kube import DEPLOYMENT, SECRET, SERVICE, Kind, Kubernetes
+from tlt_operator.clients.kube import DEPLOYMENT, SECRET, SERVICE, Kind, Kubernetes, Object
 from tlt_operator.config import Settings
-from tlt_operator.errors import ConflictError, InvalidSettingsError, InvalidSpecError
+from tlt_operator.errors import ConflictError, InvalidSettingsError, InvalidSpecError, RefusedError
 from tlt_operator.manifests.gateway import gateway_objects
 from tlt_operator.manifests.token_secret import token_secret
 
@@ -35,18 +35,21 @@ async def ensure_token(kube: Kubernetes, job: Job) -> str:
     return base64.b64decode(encoded).decode().strip()
 
 
-async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> None:
+async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> dict[str, str]:
     """Applies the gateway and its Services, or takes them away when the job wants none.
+
+    Answers what somebody else had changed and is set back now: object -> who and which field.
 
     Raises:
         InvalidSettingsError: the operator does not know its own image.
         InvalidSpecError: the selector cannot become a Service.
+        RefusedError: an object of that name exists and is not of this job.
     """
     if not job.spec.gateway.enabled:
         await _remove(kube, DEPLOYMENT, job, gateway_name(job.name))
         await _remove(kube, SERVICE, job, gateway_name(job.name))
         await _remove(kube, SERVICE, job, rollout_service_name(job.name))
-        return
+        return {}
     if not settings.operator_image:
         raise InvalidSettingsError(
             "TLT_OPERATOR_IMAGE: the operator needs it to start gateways; set it, or spec.gateway.enabled to false"
@@ -56,12 +59,32 @@ async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> N
             "spec.rollout.selector.matchLabels",
             "the gateway finds the pods by a Service, which needs labels here; or set spec.gateway.enabled to false",
         )
-    for body in gateway_objects(job, settings=settings):
+    changed = [await _apply(kube, job, body) for body in gateway_objects(job, settings=settings)]
+    return {name: conflict for name, conflict in changed if conflict}
+
+
+async def _apply(kube: Kubernetes, job: Job, body: Object) -> tuple[str, str]:
+    """Applies one object: its name, and what stood in the way (empty when nothing did)."""
+    kind = {"Deployment": DEPLOYMENT, "Service": SERVICE}[body["kind"]]
+    name = f"{kind.kind} {body['metadata']['name']}"
+    try:
+        await kube.apply(body, force=False)
+    except ConflictError as conflict:
+        found = await kube.find(kind, namespace=job.namespace, name=body["metadata"]["name"])
+        if found is not None and not _is_of(job, found):
+            raise RefusedError(
+                f"{name} exists and is not of this job; rename it, or set spec.gateway.enabled to false"
+            ) from conflict
         await kube.apply(body)
+        return name, str(conflict)
+    return name, ""
 
 
 async def _remove(kube: Kubernetes, kind: Kind, job: Job, name: str) -> None:
     found = await kube.find(kind, namespace=job.namespace, name=name)
-    owners = (found or {}).get("metadata", {}).get("ownerReferences") or ()
-    if found is not None and any(owner["uid"] == job.uid for owner in owners):
+    if found is not None and _is_of(job, found):
         await kube.delete(kind, namespace=job.namespace, name=name, uid=found["metadata"]["uid"])
+
+
+def _is_of(job: Job, found: Object) -> bool:
+    return any(owner["uid"] == job.uid for owner in found["metadata"].get("ownerReferences") or ())

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from tlt_operator.errors import BusyError, FinalError, OperatorError
 from tlt_operator.plan.actions import Action, GrantLease, action_key
+from tlt_operator.reconcile.backoff import LONGEST_FINAL, wait_after
 from tlt_operator.reconcile.clock import Clock
 
 SETTLE = 1.0  # seconds in which the news of an action's success is on its way
 BUSY_RETRY = 0.05
 FIRST_RETRY = 0.5
 FIRST_FINAL_RETRY = 5.0
-LAST_RETRY = 60.0
 TIDY_INTERVAL = 60.0
 REMEMBERED = 600.0  # seconds that an old failure makes the next one wait longer
 
@@ -97,7 +97,7 @@ class Effects:
             self._on_failure(action, error)
         except Exception:
             record.failures += 1
-            record.not_before = self._clock.steady() + LAST_RETRY
+            record.not_before = self._clock.steady() + LONGEST_FINAL
             logger.exception("%s failed in an unforeseen way", type(action).__name__)
         else:
             record.failures, record.done, record.done_at = 0, action, self._clock.steady()
@@ -115,4 +115,4 @@ def _retry_after(error: OperatorError, failures: int) -> float:
     if isinstance(error, BusyError):
         return BUSY_RETRY
     first = FIRST_FINAL_RETRY if isinstance(error, FinalError) else FIRST_RETRY
-    return float(min(LAST_RETRY, first * 2 ** min(failures - 1, 10)))
+    return wait_after(error, failures=failures, first=first)

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlt_operator.api.job import Job
+from tlt_operator.api.names import EventReason
 from tlt_operator.clients.kube import POD
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
-from tlt_operator.errors import BusyError, OperatorError
+from tlt_operator.errors import BusyError, FinalError, OperatorError
 from tlt_operator.manifests.gateway import gateway_url
 from tlt_operator.plan.actions import Action, GrantLease, action_key
 from tlt_operator.plan.decision import Decision, Memory, decide
@@ -22,6 +23,7 @@ from tlt_operator.plan.snapshot import Fault, Snapshot
 from tlt_operator.plan.status import job_status, ledger_of
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.answers import cancel
+from tlt_operator.reconcile.backoff import LONGEST_FINAL, Backoff
 from tlt_operator.reconcile.children import ensure_gateway, ensure_token
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.effects import Effects
@@ -37,7 +39,6 @@ PASS_SHARE = 0.15  # of its time that a loop spends on passes, at most: with man
 LONGEST_PAUSE = 0.1  # seconds between two passes, whatever one costs
 TOKEN_INTERVAL = 15.0  # seconds between two looks at the token while pods refuse it
 FIRST_RETRY = 1.0
-LAST_RETRY = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -206,9 +207,13 @@ class JobLoop:
             logger.info("%s: %s: not now: %s", self._job.key, name, error)
         else:
             logger.warning("%s: %s: %s", self._job.key, name, error)
+        if isinstance(error, FinalError):  # a person must do something
+            self._recorder.warning(
+                self._job, EventReason.ACTION_FAILED, f"Could not {name}: {error}", subject="/".join(action_key(action))
+            )
 
     async def _keep_children(self) -> None:
-        retry = FIRST_RETRY
+        backoff = Backoff(first=FIRST_RETRY)
         while True:
             self._changed.clear()
             pause = self._context.settings.resync_interval
@@ -216,15 +221,19 @@ class JobLoop:
                 if not self._job.deleting:
                     self._pods.token = await ensure_token(self._context.kube, self._job)
                     self._token_known, self._token_read_at = True, self._clock.steady()
-                    await ensure_gateway(self._context.kube, self._job, settings=self._context.settings)
-                self._child_failure, retry = None, FIRST_RETRY
+                    changed = await ensure_gateway(self._context.kube, self._job, settings=self._context.settings)
+                    for name, conflict in changed.items():
+                        message = f"Set back what somebody else had changed in {name}: {conflict}"
+                        self._recorder.warning(self._job, EventReason.FIELD_SET_BACK, message, subject=name)
+                self._child_failure = None
+                backoff.reset()
             except OperatorError as error:
-                logger.warning("%s: %s; again in %.0fs", self._job.key, error, retry)
+                pause = backoff.next(error)
+                logger.warning("%s: %s; again in %.0fs", self._job.key, error, pause)
                 self._child_failure = str(error)
-                pause, retry = retry, min(2 * retry, LAST_RETRY)
             except Exception:
                 logger.exception("%s: the job's objects could not be kept", self._job.key)
-                pause = LAST_RETRY
+                pause = LONGEST_FINAL
             self.wake()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

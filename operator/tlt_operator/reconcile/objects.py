@@ -9,9 +9,10 @@ from typing import Any, Generic, TypeVar
 
 from tlt_operator.clients.kube import Change, Kind, Kubernetes, WatchEvent
 from tlt_operator.errors import OperatorError
+from tlt_operator.reconcile.backoff import Backoff
 
 FIRST_RETRY = 0.5
-LAST_RETRY = 30.0
+STEADY = 30.0  # seconds after which a watch that ended has been a good one
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +51,29 @@ class Objects(Generic[Parsed]):
 
     async def follow(self) -> None:
         """Runs until cancelled."""
-        retry = FIRST_RETRY
+        backoff, loop = Backoff(first=FIRST_RETRY), asyncio.get_running_loop()
         while True:
+            began = loop.time()
+            failure: Exception | None = None
             try:
                 async for event in self._kube.watch(self._kind, namespace=self._namespace, labels=self._labels):
+                    if event.change is Change.SYNCED:
+                        began = loop.time()
                     self._take(event)
-                    retry = FIRST_RETRY
-                continue
             except OperatorError as error:
-                logger.warning(
-                    "Watch of %s in %s: %s; again in %.1fs", self._kind.plural, self._namespace, error, retry
-                )
-            except Exception:
+                failure = error
+            except Exception as error:
                 logger.exception("Watch of %s in %s failed in an unforeseen way", self._kind.plural, self._namespace)
-            await asyncio.sleep(retry)
-            retry = min(2 * retry, LAST_RETRY)
+                failure = error
+            if loop.time() - began >= STEADY:
+                backoff.reset()
+                if failure is None:
+                    continue
+            # A list that works is no sign of health when each watch after it breaks: that would be a storm of lists.
+            pause = backoff.next(failure)
+            reason = failure or "ended early"
+            logger.warning("Watch of %s in %s: %s; again in %.1fs", self._kind.plural, self._namespace, reason, pause)
+            await asyncio.sleep(pause)
 
     def _take(self, event: WatchEvent) -> None:
         if event.change is Change.SYNCED:

@@ -189,6 +189,8 @@ class Performer:
         trainer = self._trainers.get(action.trainer_uid)
         if trainer is None:
             return
+        await self._context.kube.delete(POD, namespace=job.namespace, name=trainer.name, uid=trainer.uid)
+        # Not before: a deletion that must be tried again is one failure of the trainer all the same.
         if action.failure is not None and trainer.rollout_uid is not None:
             self._count_failure(trainer.rollout_uid, action.failure)
             self._recorder.warning(
@@ -197,7 +199,6 @@ class Performer:
                 f"Trainer pod {trainer.name}: {action.failure}",
                 subject=trainer.name,
             )
-        await self._context.kube.delete(POD, namespace=job.namespace, name=trainer.name, uid=trainer.uid)
         self._count_write(job, "Pod")
         self._recorder.normal(
             job,
@@ -233,7 +234,13 @@ class Performer:
         try:
             await self._context.kube.create(drafter_revision(job, manifest, url=revision_url(job, manifest.revision)))
         except ConflictError:
-            return  # it exists; the watch will tell
+            found = await self._context.kube.find(REVISION, namespace=job.namespace, name=manifest.revision)
+            owners = found["metadata"].get("ownerReferences") or () if found is not None else ()
+            if found is None or any(owner["uid"] == job.uid for owner in owners):
+                return  # it exists and the watch will tell, or it is just going away
+            raise RefusedError(
+                f"DrafterRevision {manifest.revision} exists and is not of this job; delete it to let the new one in"
+            ) from None
         self._count_write(job, "DrafterRevision")
         evaluation = manifest.evaluation
         parent = (

@@ -16,6 +16,7 @@ from tlt_operator.errors import (
     ConflictError,
     IncompatibleError,
     NotFoundError,
+    OverloadedError,
     RefusedError,
     UnauthorizedError,
     UnreachableError,
@@ -32,16 +33,28 @@ from tlt_workloads.contract import DrafterLoaded
         (404, NotFoundError),
         (409, ConflictError),
         (422, RefusedError),
-        (429, BusyError),
+        (429, OverloadedError),
         (500, UnreachableError),
-        (503, BusyError),
+        (503, OverloadedError),
     ],
 )
 def test_api_servers_answers(status: int, error: type[Exception]) -> None:
-    found = _renamed(status, "GET /x", '{"kind": "Status", "message": "why"}')
+    found = _renamed(status, "GET /x", '{"kind": "Status", "message": "why", "details": {"name": "x"}}', {})
     assert type(found) is error
     assert str(found) == "GET /x: why"
-    assert "HTTP" in str(_renamed(status, "GET /x", b"<html>"))
+    assert "HTTP" in str(_renamed(status, "GET /x", b"<html>", {}))
+
+
+def test_kind_that_is_not_served_for_a_moment_is_no_missing_object() -> None:
+    body = '{"kind": "Status", "reason": "NotFound", "message": "the server could not find the requested resource"}'
+    for answer in (body, b"404 page not found\n"):
+        assert type(_renamed(404, "GET /x", answer, {})) is UnreachableError
+
+
+def test_overloaded_server_says_how_long_to_wait() -> None:
+    found = _renamed(429, "GET /x", "{}", {"Retry-After": "7"})
+    assert isinstance(found, OverloadedError)
+    assert found.after == 7.0
 
 
 def test_paths_of_objects() -> None:

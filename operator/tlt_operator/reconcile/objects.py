@@ -19,7 +19,10 @@ Parsed = TypeVar("Parsed")
 
 
 class Objects(Generic[Parsed]):
-    """Objects of one kind and selector by uid.  `synced` turns true with the first complete list."""
+    """Objects of one kind and selector by uid.
+
+    `synced` turns true with the first complete list; `trouble` is why there is none now, and None while all is well.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Objects(Generic[Parsed]):
         self._wake = wake
         self._found: dict[str, Parsed] = {}
         self.synced = False
+        self.trouble: OperatorError | None = None
 
     def all(self) -> tuple[Parsed, ...]:
         """Everything that exists, as of the last event."""
@@ -54,19 +58,24 @@ class Objects(Generic[Parsed]):
                     retry = FIRST_RETRY
                 continue
             except OperatorError as error:
-                logger.warning(
-                    "Watch of %s in %s: %s; again in %.1fs", self._kind.plural, self._namespace, error, retry
-                )
+                self._break(error)
             except Exception:
                 logger.exception("Watch of %s in %s failed in an unforeseen way", self._kind.plural, self._namespace)
             await asyncio.sleep(retry)
             retry = min(2 * retry, LAST_RETRY)
 
+    def _break(self, error: OperatorError) -> None:
+        if str(error) == str(self.trouble):
+            return
+        logger.warning("Watch of %s in %s: %s; it is tried again", self._kind.plural, self._namespace, error)
+        self.trouble = error
+        self._wake()
+
     def _take(self, event: WatchEvent) -> None:
         if event.change is Change.SYNCED:
             for uid in [uid for uid in self._found if uid not in event.existing]:
                 del self._found[uid]
-            self.synced = True
+            self.synced, self.trouble = True, None
         elif event.change is Change.DELETED:
             self._found.pop(event.body["metadata"]["uid"], None)
         else:

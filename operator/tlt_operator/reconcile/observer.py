@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
-from tlt_operator.api.job import Job
+from tlt_operator.api.claim import Claim, parse_claim
+from tlt_operator.api.job import Job, Placement
 from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, Component
 from tlt_operator.api.pod import Pod, parse_pod
+from tlt_operator.api.reasons import Obstacle
 from tlt_operator.api.revision import Revision, parse_revision
 from tlt_operator.clients.gateway import poll_gateway
-from tlt_operator.clients.kube import POD, REVISION
+from tlt_operator.clients.kube import POD, RESOURCE_CLAIM, REVISION
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
 from tlt_operator.clients.trainer import poll_trainer
-from tlt_operator.errors import OperatorError
+from tlt_operator.errors import NotFoundError, UnauthorizedError
 from tlt_operator.manifests.common import digest
 from tlt_operator.manifests.trainer_pod import trainer_pod
+from tlt_operator.placement.choice import choose
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import GRANT
 from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import GatewayView, Limits, RolloutView, Snapshot, TrainerView
@@ -26,11 +29,6 @@ from tlt_operator.reconcile.answers import Answers
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.objects import Objects
 from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerPhase, TrainerState
-
-DEVICE_GROUP = "resource.k8s.io"
-DEVICE_CHECK_INTERVAL = 60.0
-
-logger = logging.getLogger(__name__)
 
 
 class Deeds(Protocol):
@@ -43,7 +41,7 @@ class Memories(Protocol):
     """What pods and trainers did wrong lately."""
 
     @property
-    def trainer_failures(self) -> Mapping[str, str]: ...
+    def trainer_failures(self) -> Mapping[str, Obstacle]: ...
     def refusals(self, uid: str, boot: str) -> Mapping[str, str]: ...
 
 
@@ -60,7 +58,6 @@ class Observer:
         self._context = context
         self._first_seen: dict[str, float] = {}
         self._failed_since: dict[str, float] = {}
-        self._devices_claimable = True
         wait = context.settings.poll_wait
         selector = job.spec.rollout.selector
         self._rollouts: Objects[Pod] | None = None
@@ -74,6 +71,10 @@ class Observer:
         )
         self._revisions: Objects[Revision] = Objects(
             context.kube, REVISION, namespace=job.namespace, labels=own, parse=parse_revision, wake=wake
+        )
+        # A claim that was made from a template has no label by which to choose it.
+        self._claims: Objects[Claim] = Objects(
+            context.kube, RESOURCE_CLAIM, namespace=job.namespace, labels="", parse=parse_claim, wake=wake
         )
 
         async def ask_rollout(url: str, seq: int) -> RolloutState:
@@ -93,13 +94,21 @@ class Observer:
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """What must run for as long as the job is observed."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
-        return [*(item.follow() for item in watched), self._check_devices()]
+        return [*(item.follow() for item in watched), self._claims.follow()]
 
     @property
     def synced(self) -> bool:
         """Whether everything that exists has been seen once; a decision before that would be about half the job."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
-        return all(item.synced for item in watched)
+        return all(item.synced for item in watched) and (self._claims.synced or self._without_claims)
+
+    @property
+    def _without_claims(self) -> bool:
+        """Whether claims were never seen and will not be before somebody changes something.
+
+        Claims that were seen once stay as they were: an API server that restarts may refuse for a moment.
+        """
+        return not self._claims.synced and isinstance(self._claims.trouble, NotFoundError | UnauthorizedError)
 
     def ask_pods(self, job: Job) -> None:
         """Keeps a long poll open to exactly the pods that exist."""
@@ -119,18 +128,20 @@ class Observer:
         alive = {pod.uid for pod in (*rollouts, *trainers)}
         self._failed_since = {uid: since for uid, since in self._failed_since.items() if uid in alive}
         self._first_seen = {uid: self._first_seen.get(uid, now) for uid in alive}
-        by_uid = {pod.uid: pod for pod in rollouts}
-        settings = self._context.settings
+        settings, site = self._context.settings, self._site()
+        shown = job.spec.placement.strategy is Placement.VISIBLE_DEVICES
+        views = tuple(self._rollout_view(pod, now=now, deeds=deeds, memories=memories, shown=shown) for pod in rollouts)
+        by_uid = {view.pod.uid: view.pod for view in views}
         return Snapshot(
             job=job,
             now=now,
-            rollouts=tuple(self._rollout_view(pod, now=now, deeds=deeds, memories=memories) for pod in rollouts),
+            rollouts=views,
             trainers=tuple(
-                self._trainer_view(job, pod, by_uid.get(pod.rollout_uid or ""), now=now) for pod in trainers
+                self._trainer_view(job, pod, by_uid.get(pod.rollout_uid or ""), now=now, site=site) for pod in trainers
             ),
             gateway=self._gateway_view(now) if job.spec.gateway.enabled else None,
             revisions=self._revisions.all(),
-            devices_claimable=self._devices_claimable,
+            site=site,
             trainer_failures=dict(memories.trainer_failures),
             rivals=rivals,
             child_failure=child_failure,
@@ -143,6 +154,15 @@ class Observer:
         await self._trainer_answers.close()
         await self._gateway_answers.close()
 
+    def _site(self) -> Site:
+        trouble = self._claims.trouble if self._without_claims else None
+        return Site(
+            claims={claim.name: claim for claim in self._claims.all()},
+            claims_served=not isinstance(trouble, NotFoundError),
+            claims_hidden=str(trouble) if isinstance(trouble, UnauthorizedError) else None,
+            visible_devices=self._context.settings.visible_devices,
+        )
+
     def _rollout_pods(self) -> list[Pod]:
         found = self._rollouts.all() if self._rollouts is not None else ()
         # A wide selector may match the operator's own pods; these are never rollout pods.
@@ -152,11 +172,13 @@ class Observer:
         found = (pod for pod in self._children.all() if pod.labels.get(COMPONENT_LABEL) == component.value)
         return sorted(found, key=lambda pod: pod.name)
 
-    def _rollout_view(self, pod: Pod, *, now: float, deeds: Deeds, memories: Memories) -> RolloutView:
+    def _rollout_view(self, pod: Pod, *, now: float, deeds: Deeds, memories: Memories, shown: bool) -> RolloutView:
         answer = self._rollout_answers.get(pod.uid)
         if answer is None:
             return RolloutView(pod=pod, silent_for=now - self._first_seen[pod.uid])
         heard = answer.received if answer.received is not None else float("-inf")
+        if shown and pod.visible_devices is None and answer.state is not None:
+            pod = replace(pod, visible_devices=answer.state.visible_devices)
         return RolloutView(
             pod=pod,
             state=answer.state,
@@ -168,14 +190,14 @@ class Observer:
             refusals=memories.refusals(pod.uid, answer.state.boot) if answer.state is not None else {},
         )
 
-    def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float) -> TrainerView:
+    def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float, site: Site) -> TrainerView:
         answer = self._trainer_answers.get(pod.uid)
         known_for = now - self._first_seen[pod.uid]
         failed = answer is not None and answer.state is not None and answer.state.phase is TrainerPhase.FAILED
         if not failed:
             self._failed_since.pop(pod.uid, None)
         failed_since = self._failed_since.setdefault(pod.uid, now) if failed else now
-        outdated = self._outdated(job, pod, rollout)
+        outdated = self._outdated(job, pod, rollout, site)
         if answer is None:
             return TrainerView(pod=pod, known_for=known_for, outdated=outdated)
         return TrainerView(
@@ -201,19 +223,14 @@ class Observer:
             silent_for=newest.silent_for(now),
         )
 
-    def _outdated(self, job: Job, pod: Pod, rollout: Pod | None) -> bool:
-        if rollout is None or rollout.ip is None or any(claim.claim is None for claim in rollout.claims):
+    def _outdated(self, job: Job, pod: Pod, rollout: Pod | None, site: Site) -> bool:
+        if rollout is None or rollout.ip is None or pod.template is None:
             return False
-        wanted = trainer_pod(job, rollout, settings=self._context.settings)
-        return pod.template is not None and pod.template != digest(wanted["spec"])
-
-    async def _check_devices(self) -> None:
-        while True:
-            try:
-                self._devices_claimable = await self._context.kube.serves(DEVICE_GROUP)
-            except OperatorError as error:
-                logger.warning("Could not ask for the cluster's API groups: %s", error)
-            await asyncio.sleep(DEVICE_CHECK_INTERVAL)
+        placement = choose(job.spec.placement)
+        if placement.obstacle(rollout, site) is not None or not placement.ready(rollout, site):
+            return False
+        wanted = trainer_pod(job, rollout, settings=self._context.settings, site=site)
+        return pod.template != digest(wanted["spec"])
 
 
 def _can_answer(pod: Pod) -> bool:

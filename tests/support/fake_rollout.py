@@ -121,6 +121,7 @@ class FakeRollout(FakePod):
         self.method: str | None = "eagle3"
         self.config: RolloutConfig | None = None
         self.captured = 0
+        self.visible_devices: tuple[str, ...] = ()
         self.acceptance = AcceptanceCounters()
         self.refuse_drafter: str | None = None
         self.busy_seconds = self.idle_seconds = self.lent_seconds = 0.0
@@ -213,6 +214,7 @@ class FakeRollout(FakePod):
             acceptance=self.acceptance,
             engine_version="0",
             plugin_version="0",
+            visible_devices=self.visible_devices,
         )
 
     def end_lease(self) -> None:

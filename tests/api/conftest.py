@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,9 @@ class World:
         plugin: bool = True,
         token: str | None = None,
         port: int = ROLLOUT_PORT,
+        change: Callable[[dict[str, Any]], None] | None = None,
     ) -> FakeRollout:
-        """A rollout pod, scheduled, running and ready, with a server behind its address."""
+        """A rollout pod, scheduled, running and ready, with a server at its address; `change` edits its manifest."""
         address = f"127.0.7.{next(_addresses)}"
         body: dict[str, Any] = {
             "apiVersion": "v1",
@@ -159,6 +160,8 @@ class World:
         if claim:
             body["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimName": f"{name}-gpu"}]
             body["spec"]["containers"][0]["resources"] = {"claims": [{"name": "gpu", "request": "gpu-0"}]}
+        if change is not None:
+            change(body)
         await self.kube.create(body)
         server = FakeRollout(address, port, token=token or await self.token(job))
         if not plugin:

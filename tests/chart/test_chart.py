@@ -122,6 +122,7 @@ RIGHTS = {
     "tlt.dev/drafterrevisions": READ | {"create"},
     "tlt.dev/drafterrevisions/status": {"patch"},
     "pods": {"list", "watch", "create", "delete"},
+    "resource.k8s.io/resourceclaims": {"list", "watch"},
     "secrets": {"get", "create"},
     "services": {"get", "create", "patch", "delete"},
     "apps/deployments": {"get", "create", "patch", "delete"},

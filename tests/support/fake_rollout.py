@@ -121,6 +121,7 @@ class FakeRollout(FakePod):
         self.method: str | None = "eagle3"
         self.config: RolloutConfig | None = None
         self.captured = 0
+        self.visible_devices: tuple[str, ...] = ()
         self.acceptance = AcceptanceCounters()
         self.refuse_drafter: str | None = None
         self.may_load = asyncio.Event()  # a load waits for it, as for a slow store
@@ -215,6 +216,7 @@ class FakeRollout(FakePod):
             acceptance=self.acceptance,
             engine_version="0",
             plugin_version="0",
+            visible_devices=self.visible_devices,
         )
 
     def end_lease(self) -> None:

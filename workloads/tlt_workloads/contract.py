@@ -193,6 +193,7 @@ class RolloutState:
     engine_version: str
     plugin_version: str
     swap_stall: float | None = None  # longest gap in running requests during the last drafter load
+    visible_devices: tuple[str, ...] = ()  # ids by which the container got devices without a claim
 
 
 @dataclass(frozen=True, kw_only=True)

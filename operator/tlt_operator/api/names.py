@@ -20,6 +20,10 @@ COMPONENT_LABEL = f"{GROUP}/component"
 ROLLOUT_UID_LABEL = f"{GROUP}/rollout-uid"  # on a trainer pod: the rollout pod whose device it shares
 ROLLOUT_POD_ANNOTATION = f"{GROUP}/rollout-pod"  # its name, for people (a pod name may be too long for a label)
 TEMPLATE_ANNOTATION = f"{GROUP}/template"  # digest of the manifest a trainer pod was made from
+DEVICES_ANNOTATION = f"{GROUP}/visible-devices"  # devices of a pod that has them from a device plugin
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+QUEUE_GATE = "kueue.x-k8s.io/admission"
 
 TOKEN_KEY = "token"  # noqa: S105 - the key within the Secret, not a secret
 
@@ -76,6 +80,15 @@ class Reason(enum.StrEnum):
     DELETING = "Deleting"
     NO_CLAIM = "NoResourceClaim"
     NO_DRA = "ClusterWithoutDRA"
+    CLAIMS_HIDDEN = "ResourceClaimsHidden"
+    NO_SUCH_REQUEST = "NoSuchRequest"
+    CLAIM_DELETED = "ResourceClaimDeleted"
+    EXTENDED_RESOURCE = "ExtendedResource"
+    VISIBLE_DEVICES_OFF = "VisibleDevicesOff"
+    NO_DEVICES = "NoVisibleDevices"
+    QUEUED = "QueuedByKueue"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    NO_PRIORITY_CLASS = "NoPriorityClass"
     TRAINER_FAILED = "TrainerFailed"
     # DrafterReady
     REVISION_ACTIVE = "RevisionActive"
@@ -119,6 +132,8 @@ class EventReason(enum.StrEnum):
     TRAINER_CREATED = "TrainerCreated"
     TRAINER_DELETED = "TrainerDeleted"
     TRAINER_FAILED = "TrainerFailed"
+    TRAINER_REFUSED = "TrainerRefused"
+    POD_SKIPPED = "PodSkipped"
     REVISION_CREATED = "RevisionCreated"
     REVISION_ACTIVE = "RevisionActive"
     REVISION_ROLLED_BACK = "RevisionRolledBack"
@@ -143,4 +158,14 @@ def token_secret_name(job: str) -> str:
 
 def trainer_name(job: str, *, rollout_uid: str) -> str:
     """One name per rollout pod, so that the API server itself refuses a second trainer on one device."""
-    return f"{job}-trainer-{hashlib.sha256(rollout_uid.encode()).hexdigest()[:8]}"
+    return f"{_trainer_prefix(job)}{hashlib.sha256(rollout_uid.encode()).hexdigest()[:8]}"
+
+
+def is_trainer_name(name: str, *, job: str) -> bool:
+    """Whether a pod of this name is a trainer of the job, also one that is gone."""
+    prefix = _trainer_prefix(job)
+    return name.startswith(prefix) and len(name) == len(prefix) + 8
+
+
+def _trainer_prefix(job: str) -> str:
+    return f"{job}-trainer-"

@@ -10,7 +10,6 @@ from tlt_operator.api.names import ConditionType, Phase, Reason, token_secret_na
 from tlt_operator.plan.lending import Lending, window_error
 from tlt_operator.plan.revisions import Rollout
 from tlt_operator.plan.snapshot import Fault, RolloutView, Snapshot
-from tlt_operator.plan.training import placement_obstacle
 from tlt_operator.plan.triggers import Need
 from tlt_operator.plan.worker import WorkerState
 from tlt_workloads.contract import STATE_ROUTE, TrainerPhase
@@ -96,7 +95,8 @@ def harvesting(snapshot: Snapshot, lending: Lending) -> Condition:
     if lending.lent:
         return _condition(ConditionType.HARVESTING, Status.TRUE, lending.reason, lending.message)
     obstacle = _lending_obstacle(snapshot)
-    if obstacle is not None and lending.reason not in (Reason.SUSPENDED, Reason.DELETING):
+    nothing_to_lend = all(view.pod.deleting or view.pod.uid in snapshot.obstacles for view in snapshot.rollouts)
+    if obstacle is not None and nothing_to_lend and lending.reason not in (Reason.SUSPENDED, Reason.DELETING):
         return _condition(ConditionType.HARVESTING, Status.FALSE, *obstacle)
     return _condition(ConditionType.HARVESTING, Status.FALSE, lending.reason, lending.message)
 
@@ -204,7 +204,11 @@ def _first_trouble(
             return _why_silent(snapshot, view)
     for uid, failure in snapshot.trainer_failures.items():
         name = next((view.pod.name for view in snapshot.rollouts if view.pod.uid == uid), uid)
-        return Reason.TRAINER_FAILED, f"The trainer on the device of {name} failed and will be tried again: {failure}"
+        if failure.reason is Reason.TRAINER_FAILED:
+            told = f"The trainer on the device of {name} failed and will be tried again: {failure.message}"
+        else:
+            told = f"There is no trainer on the device of {name}, and it will be tried again: {failure.message}"
+        return failure.reason, told
     for trainer in snapshot.trainers:
         if trainer.state is not None and trainer.state.phase is TrainerPhase.FAILED:
             return Reason.TRAINER_FAILED, f"Trainer pod {trainer.pod.name} failed: {trainer.state.message}"
@@ -227,12 +231,12 @@ def _first_trouble(
 
 
 def _lending_obstacle(snapshot: Snapshot) -> tuple[Reason, str] | None:
-    for view in snapshot.rollouts:
-        if not view.pod.deleting:
-            obstacle = placement_obstacle(snapshot, view.pod)
-            if obstacle is not None:
-                return obstacle
-    return None
+    """What keeps pods from being lent at all: the first such pod's obstacle, and how many have one."""
+    obstacles = list(snapshot.obstacles.values())
+    if not obstacles:
+        return None
+    others = f" ({len(obstacles)} of {len(snapshot.rollouts)} pods cannot be lent)" if len(obstacles) > 1 else ""
+    return obstacles[0].reason, obstacles[0].message + others
 
 
 def _why_silent(snapshot: Snapshot, view: RolloutView) -> tuple[Reason, str]:

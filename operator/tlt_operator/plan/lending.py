@@ -76,7 +76,7 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
         trainer = warm.get(view.pod.uid)
         refusal = _refusal(snapshot, known, view, trainer)
         if refusal is None and trainer is not None:
-            in_use = _claims_in_use(snapshot, known.workers) if in_use is None else in_use
+            in_use = _devices_in_use(snapshot, known.workers) if in_use is None else in_use
             refusal = _shared_device(view, in_use)
         if refusal is None and trainer is not None:
             fit.append((view, trainer))
@@ -153,6 +153,9 @@ def _general_refusal(snapshot: Snapshot, known: Knowledge, idle: list[RolloutVie
 def _refusal(snapshot: Snapshot, known: Knowledge, view: RolloutView, trainer: TrainerView | None) -> Refusal | None:
     """Why this idle pod is not lent, whatever the budget; the first reason counts."""
     spec, name, uid = snapshot.job.spec, view.pod.name, view.pod.uid
+    obstacle = snapshot.obstacles.get(uid)
+    if obstacle is not None:
+        return obstacle.reason, obstacle.message
     if not in_scope(spec.idle.scope, known.generation, uid=uid, worker=known.workers[uid]):
         return Reason.OUT_OF_SCOPE, (
             f"{name} is idle, but no other pod generates, and spec.idle.scope is Tail (AnyIdle would lend it)"
@@ -174,10 +177,10 @@ def _refusal(snapshot: Snapshot, known: Knowledge, view: RolloutView, trainer: T
 
 
 def _shared_device(view: RolloutView, in_use: frozenset[str]) -> Refusal | None:
-    claims = ", ".join(sorted(view.pod.claim_names & in_use))
-    if not claims:
+    shared = ", ".join(sorted(view.pod.holdings & in_use))
+    if not shared:
         return None
-    return Reason.NO_IDLE_POD, f"{view.pod.name} is idle, but another pod that is not shares its ResourceClaim {claims}"
+    return Reason.NO_IDLE_POD, f"{view.pod.name} is idle, but another pod that is not shares its device ({shared})"
 
 
 def _no_trainer(view: RolloutView) -> Refusal:
@@ -218,13 +221,13 @@ def _just_given_back(snapshot: Snapshot, view: RolloutView, trainer: TrainerView
     return last.ended_ago + snapshot.age(view) < pause
 
 
-def _claims_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:
-    """ResourceClaims of the pods that are not idle, or cannot say so."""
+def _devices_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:
+    """Claims and devices of the pods that are not idle, or cannot say so."""
     return frozenset(
-        claim
+        holding
         for view in snapshot.rollouts
         if workers[view.pod.uid] is not WorkerState.IDLE and not view.pod.finished
-        for claim in view.pod.claim_names
+        for holding in view.pod.holdings
     )
 
 

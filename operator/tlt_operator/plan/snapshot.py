@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.pod import Pod
+from tlt_operator.api.reasons import Obstacle
 from tlt_operator.api.revision import Revision
+from tlt_operator.placement.choice import choose
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.shares import Wish
 from tlt_workloads.contract import GatewayState, RolloutState, TrainerPhase, TrainerState
 
@@ -91,16 +94,25 @@ class Snapshot:
     trainers: tuple[TrainerView, ...] = ()
     gateway: GatewayView | None = None  # None: the job has none
     revisions: tuple[Revision, ...] = ()
-    devices_claimable: bool = True  # the cluster has dynamic resource allocation
-    trainer_failures: Mapping[str, str] = field(default_factory=dict)  # rollout uid -> what the last trainer died of
+    site: Site = field(default_factory=Site)
+    trainer_failures: Mapping[str, Obstacle] = field(default_factory=dict)  # rollout uid -> why it has no good trainer
     rivals: tuple[Wish, ...] = ()  # what the operator's other jobs hold and could use
     child_failure: str | None = None  # why the gateway, a Service or the Secret could not be applied
     limits: Limits = field(default_factory=Limits)
 
-    @functools.cached_property
+    @cached_property
     def by_uid(self) -> Mapping[str, RolloutView]:
         """The rollout pods by uid."""
         return {view.pod.uid: view for view in self.rollouts}
+
+    @cached_property
+    def obstacles(self) -> Mapping[str, Obstacle]:
+        """Why no trainer can share the devices of a rollout pod, by its uid; pods that go away are left out."""
+        placement = choose(self.job.spec.placement)
+        found = {
+            view.pod.uid: placement.obstacle(view.pod, self.site) for view in self.rollouts if not view.pod.deleting
+        }
+        return {uid: obstacle for uid, obstacle in found.items() if obstacle is not None}
 
     def age(self, view: RolloutView) -> float:
         """Seconds since the pod's last answer; infinite when there was none."""

@@ -163,7 +163,8 @@ class JobLoop:
         self._last = (snapshot, decision)
         self._performer.look(snapshot)
         for view in snapshot.trainers:
-            if view.state is not None and view.state.phase in (TrainerPhase.WAITING, TrainerPhase.TRAINING):
+            fit = not view.pod.deleting and not view.pod.queued
+            if fit and view.state is not None and view.state.phase in (TrainerPhase.WAITING, TrainerPhase.TRAINING):
                 self._performer.trainer_works(view.pod)
         for action in decision.actions:
             if isinstance(action, GrantLease) and not self._effects.pending(action_key(action), heard=started):

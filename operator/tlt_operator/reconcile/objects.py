@@ -20,8 +20,9 @@ Parsed = TypeVar("Parsed")
 
 
 class Objects(Generic[Parsed]):
-    """Objects of one kind and selector by uid.  `synced` turns true with the first complete list.
+    """Objects of one kind and selector by uid.
 
+    `synced` turns true with the first complete list; `trouble` is why there is none now, and None while all is well.
     `version` grows with each change.
     """
 
@@ -44,6 +45,7 @@ class Objects(Generic[Parsed]):
         self._found: dict[str, Parsed] = {}
         self.synced = False
         self.version = 0
+        self.trouble: OperatorError | None = None
 
     def all(self) -> tuple[Parsed, ...]:
         """Everything that exists, as of the last event."""
@@ -62,6 +64,7 @@ class Objects(Generic[Parsed]):
                     self._take(event)
             except OperatorError as error:
                 failure = error
+                self._break(error)
             except Exception as error:
                 logger.exception("Watch of %s in %s failed in an unforeseen way", self._kind.plural, self._namespace)
                 failure = error
@@ -75,11 +78,17 @@ class Objects(Generic[Parsed]):
             logger.warning("Watch of %s in %s: %s; again in %.1fs", self._kind.plural, self._namespace, reason, pause)
             await asyncio.sleep(pause)
 
+    def _break(self, error: OperatorError) -> None:
+        if str(error) == str(self.trouble):
+            return
+        self.trouble = error
+        self._wake()
+
     def _take(self, event: WatchEvent) -> None:
         if event.change is Change.SYNCED:
             for uid in [uid for uid in self._found if uid not in event.existing]:
                 del self._found[uid]
-            self.synced = True
+            self.synced, self.trouble = True, None
         elif event.change is Change.DELETED:
             self._found.pop(event.body["metadata"]["uid"], None)
         else:

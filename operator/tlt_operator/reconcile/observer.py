@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from tlt_operator.api.job import Job
+from tlt_operator.api.claim import Claim, parse_claim
+from tlt_operator.api.job import Job, Placement
 from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, Component
 from tlt_operator.api.pod import Pod, parse_pod
+from tlt_operator.api.reasons import Obstacle
 from tlt_operator.api.revision import Revision, parse_revision
 from tlt_operator.clients.gateway import poll_gateway
-from tlt_operator.clients.kube import POD, REVISION
+from tlt_operator.clients.kube import POD, RESOURCE_CLAIM, REVISION
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
 from tlt_operator.clients.trainer import poll_trainer
-from tlt_operator.errors import OperatorError
+from tlt_operator.errors import NotFoundError, UnauthorizedError
 from tlt_operator.manifests.common import digest
 from tlt_operator.manifests.trainer_pod import trainer_pod
+from tlt_operator.placement.choice import choose
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import GRANT
 from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import GatewayView, Limits, RolloutView, Snapshot, TrainerView
@@ -27,11 +29,6 @@ from tlt_operator.reconcile.answers import Answers
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.objects import Objects
 from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerPhase, TrainerState
-
-DEVICE_GROUP = "resource.k8s.io"
-DEVICE_CHECK_INTERVAL = 60.0
-
-logger = logging.getLogger(__name__)
 
 
 class Deeds(Protocol):
@@ -44,7 +41,7 @@ class Memories(Protocol):
     """What pods and trainers did wrong lately."""
 
     @property
-    def trainer_failures(self) -> Mapping[str, str]: ...
+    def trainer_failures(self) -> Mapping[str, Obstacle]: ...
     def refusals(self, uid: str, boot: str) -> Mapping[str, str]: ...
 
 
@@ -65,6 +62,22 @@ class _Pods:
     by_uid: Mapping[str, Pod] = field(default_factory=dict)  # of the rollout pods
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A view, and what it was made from."""
+
+    pod: Pod
+    version: int  # of the answer
+    shown: bool
+    view: RolloutView
+
+    def holds(self, pod: Pod, version: int, shown: bool, granting: bool, refusals: Mapping[str, str]) -> bool:
+        """Whether the same would come out again."""
+        view = self.view
+        same_source = self.pod is pod and self.version == version and self.shown == shown
+        return same_source and view.granting == granting and view.refusals == refusals
+
+
 class Observer:
     """Keeps everything current that a decision about the job needs, and calls `wake` at each change."""
 
@@ -72,10 +85,9 @@ class Observer:
         self._context = context
         self._pods = _Pods()
         self._asked: tuple[int, int] | None = None  # the pods that are asked, as of this version, and their port
-        self._views: dict[str, tuple[int, RolloutView]] = {}
+        self._views: dict[str, _Seen] = {}
         self._first_seen: dict[str, float] = {}
         self._failed_since: dict[str, float] = {}
-        self._devices_claimable = True
         wait = context.settings.poll_wait
         selector = job.spec.rollout.selector
         self._rollouts: Objects[Pod] | None = None
@@ -89,6 +101,10 @@ class Observer:
         )
         self._revisions: Objects[Revision] = Objects(
             context.kube, REVISION, namespace=job.namespace, labels=own, parse=parse_revision, wake=wake
+        )
+        # A claim that was made from a template has no label by which to choose it.
+        self._claims: Objects[Claim] = Objects(
+            context.kube, RESOURCE_CLAIM, namespace=job.namespace, labels="", parse=parse_claim, wake=wake
         )
 
         async def ask_rollout(url: str, seq: int) -> RolloutState:
@@ -108,13 +124,21 @@ class Observer:
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """What must run for as long as the job is observed."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
-        return [*(item.follow() for item in watched), self._check_devices()]
+        return [*(item.follow() for item in watched), self._claims.follow()]
 
     @property
     def synced(self) -> bool:
         """Whether everything that exists has been seen once; a decision before that would be about half the job."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
-        return all(item.synced for item in watched)
+        return all(item.synced for item in watched) and (self._claims.synced or self._without_claims)
+
+    @property
+    def _without_claims(self) -> bool:
+        """Whether claims were never seen and will not be before somebody changes something.
+
+        Claims that were seen once stay as they were: an API server that restarts may refuse for a moment.
+        """
+        return not self._claims.synced and isinstance(self._claims.trouble, NotFoundError | UnauthorizedError)
 
     def ask_pods(self, job: Job) -> None:
         """Keeps a long poll open to exactly the pods that exist."""
@@ -131,18 +155,21 @@ class Observer:
     ) -> Snapshot:
         """Everything as of now."""
         now = self._context.clock.steady()
-        pods = self._known_pods()
-        settings = self._context.settings
+        pods, site, settings = self._known_pods(), self._site(), self._context.settings
+        shown = job.spec.placement.strategy is Placement.VISIBLE_DEVICES
+        views = tuple(self._rollout_view(pod, deeds=deeds, memories=memories, shown=shown) for pod in pods.rollouts)
+        by_uid = {view.pod.uid: view.pod for view in views} if shown else pods.by_uid
         return Snapshot(
             job=job,
             now=now,
-            rollouts=tuple(self._rollout_view(pod, deeds=deeds, memories=memories) for pod in pods.rollouts),
+            rollouts=views,
             trainers=tuple(
-                self._trainer_view(job, pod, pods.by_uid.get(pod.rollout_uid or ""), now=now) for pod in pods.trainers
+                self._trainer_view(job, pod, by_uid.get(pod.rollout_uid or ""), now=now, site=site)
+                for pod in pods.trainers
             ),
             gateway=self._gateway_view(pods.gateways, now) if job.spec.gateway.enabled else None,
             revisions=self._revisions.all(),
-            devices_claimable=self._devices_claimable,
+            site=site,
             trainer_failures=dict(memories.trainer_failures),
             rivals=rivals,
             child_failure=child_failure,
@@ -154,6 +181,15 @@ class Observer:
         await self._rollout_answers.close()
         await self._trainer_answers.close()
         await self._gateway_answers.close()
+
+    def _site(self) -> Site:
+        trouble = self._claims.trouble if self._without_claims else None
+        return Site(
+            claims={claim.name: claim for claim in self._claims.all()},
+            claims_served=not isinstance(trouble, NotFoundError),
+            claims_hidden=str(trouble) if isinstance(trouble, UnauthorizedError) else None,
+            visible_devices=self._context.settings.visible_devices,
+        )
 
     def _known_pods(self) -> _Pods:
         """Sorted by name and kind; sorted anew only when one has changed."""
@@ -180,20 +216,20 @@ class Observer:
         self._first_seen = {uid: self._first_seen.get(uid, now) for uid in alive}
         return pods
 
-    def _rollout_view(self, pod: Pod, *, deeds: Deeds, memories: Memories) -> RolloutView:
-        """The view of the last pass, unless there is news of the pod."""
+    def _rollout_view(self, pod: Pod, *, deeds: Deeds, memories: Memories, shown: bool) -> RolloutView:
+        """The view of the last pass, unless there is news of the pod; `shown`: the pod says which devices it has."""
         answer = self._rollout_answers.get(pod.uid)
         if answer is None:
             return RolloutView(pod=pod, silent_since=self._first_seen[pod.uid])
         heard_at = answer.received if answer.received is not None else float("-inf")
         granting = deeds.pending((GRANT, pod.uid), heard=heard_at)
         refusals = memories.refusals(pod.uid, answer.state.boot) if answer.state is not None else {}
-        version, known = self._views.get(pod.uid, (0, None))
-        same_answer = known is not None and known.pod is pod and version == answer.version
-        if known is not None and same_answer and known.granting == granting and known.refusals == refusals:
-            return known
+        known = self._views.get(pod.uid)
+        if known is not None and known.holds(pod, answer.version, shown, granting, refusals):
+            return known.view
+        named = answer.state.visible_devices if answer.state is not None else None
         view = RolloutView(
-            pod=pod,
+            pod=replace(pod, visible_devices=named) if shown and pod.visible_devices is None else pod,
             state=answer.state,
             heard_at=heard_at,
             silent_since=answer.silent_since,
@@ -202,17 +238,17 @@ class Observer:
             granting=granting,
             refusals=dict(refusals),
         )
-        self._views[pod.uid] = (answer.version, view)
+        self._views[pod.uid] = _Seen(pod=pod, version=answer.version, shown=shown, view=view)
         return view
 
-    def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float) -> TrainerView:
+    def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float, site: Site) -> TrainerView:
         answer = self._trainer_answers.get(pod.uid)
         known_for = now - self._first_seen[pod.uid]
         failed = answer is not None and answer.state is not None and answer.state.phase is TrainerPhase.FAILED
         if not failed:
             self._failed_since.pop(pod.uid, None)
         failed_since = self._failed_since.setdefault(pod.uid, now) if failed else now
-        outdated = self._outdated(job, pod, rollout)
+        outdated = self._outdated(job, pod, rollout, site)
         if answer is None:
             return TrainerView(pod=pod, known_for=known_for, outdated=outdated)
         return TrainerView(
@@ -238,19 +274,14 @@ class Observer:
             silent_for=now - newest.silent_since,
         )
 
-    def _outdated(self, job: Job, pod: Pod, rollout: Pod | None) -> bool:
-        if rollout is None or rollout.ip is None or any(claim.claim is None for claim in rollout.claims):
+    def _outdated(self, job: Job, pod: Pod, rollout: Pod | None, site: Site) -> bool:
+        if rollout is None or rollout.ip is None or pod.template is None:
             return False
-        wanted = trainer_pod(job, rollout, settings=self._context.settings)
-        return pod.template is not None and pod.template != digest(wanted["spec"])
-
-    async def _check_devices(self) -> None:
-        while True:
-            try:
-                self._devices_claimable = await self._context.kube.serves(DEVICE_GROUP)
-            except OperatorError as error:
-                logger.warning("Could not ask for the cluster's API groups: %s", error)
-            await asyncio.sleep(DEVICE_CHECK_INTERVAL)
+        placement = choose(job.spec.placement)
+        if placement.obstacle(rollout, site) is not None or not placement.ready(rollout, site):
+            return False
+        wanted = trainer_pod(job, rollout, settings=self._context.settings, site=site)
+        return pod.template != digest(wanted["spec"])
 
 
 def _by_name(pods: Iterable[Pod]) -> tuple[Pod, ...]:

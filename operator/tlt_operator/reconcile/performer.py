@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import EventReason, RevisionPhase
+from tlt_operator.api.names import EventReason, Reason, RevisionPhase
 from tlt_operator.api.pod import Pod
+from tlt_operator.api.reasons import Obstacle
 from tlt_operator.clients.kube import POD, REVISION
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
@@ -20,6 +21,7 @@ from tlt_operator.errors import (
 )
 from tlt_operator.manifests.revision import drafter_revision
 from tlt_operator.manifests.trainer_pod import trainer_pod
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import (
     CREATE_TRAINER,
     Action,
@@ -38,6 +40,7 @@ from tlt_operator.plan.status import revision_status
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.observer import pod_url
 from tlt_operator.reconcile.recorder import Recorder
+from tlt_operator.reconcile.refusals import why_refused
 from tlt_operator.telemetry import timeline
 
 EVIDENCE_INTERVAL = 30.0  # seconds between two writes that only move a revision's live figures
@@ -65,15 +68,16 @@ class Performer:
         self._recorder = recorder
         self._snapshot: Snapshot | None = None
         self._trainers: dict[str, Pod] = {}
+        self._site = Site()
         self._marks: dict[str, tuple[MarkRevision, float]] = {}
         self._refusals: dict[tuple[str, str], dict[str, str]] = {}
         self._job: Job | None = None
         self._failure_counts: dict[str, int] = {}  # by rollout uid, in a row
-        self.trainer_failures: dict[str, str] = {}
+        self.trainer_failures: dict[str, Obstacle] = {}
 
     def look(self, snapshot: Snapshot) -> None:
         """Takes over what uids stand for now."""
-        self._job = snapshot.job
+        self._job, self._site = snapshot.job, snapshot.site
         self._snapshot = snapshot
         self._trainers = {view.pod.uid: view.pod for view in snapshot.trainers}
         self._refusals = {key: value for key, value in self._refusals.items() if self._boot(key[0]) == key[1]}
@@ -167,15 +171,17 @@ class Performer:
                 raise InvalidSettingsError(
                     "spec.training.template.image: set it, or TLT_WORKLOADS_IMAGE of the operator"
                 )
-            created = await self._context.kube.create(trainer_pod(job, rollout, settings=settings))
+            created = await self._context.kube.create(trainer_pod(job, rollout, settings=settings, site=self._site))
         except ConflictError:
             raise  # the last trainer of this name is still going away
         except (RefusedError, UnauthorizedError) as error:
-            message = f"the API server refuses the trainer pod, see spec.training.template: {error}"
-            self._count_failure(rollout.uid, message)
+            refusal = why_refused(error)
+            self._count_failure(rollout.uid, refusal)
+            # Quotas and classes are the same for all devices of the job: one Event, not one for each.
+            self._recorder.warning(job, EventReason.TRAINER_REFUSED, refusal.message, subject=refusal.reason.value)
             raise
         except InvalidSettingsError as error:
-            self._count_failure(rollout.uid, str(error))
+            self._count_failure(rollout.uid, Obstacle(reason=Reason.TRAINER_FAILED, message=str(error)))
             raise
         self._count_write(job, "Pod")
         self._recorder.normal(
@@ -192,7 +198,7 @@ class Performer:
         await self._context.kube.delete(POD, namespace=job.namespace, name=trainer.name, uid=trainer.uid)
         # Not before: a deletion that must be tried again is one failure of the trainer all the same.
         if action.failure is not None and trainer.rollout_uid is not None:
-            self._count_failure(trainer.rollout_uid, action.failure)
+            self._count_failure(trainer.rollout_uid, Obstacle(reason=action.reason, message=action.failure))
             self._recorder.warning(
                 job,
                 EventReason.TRAINER_FAILED,
@@ -287,7 +293,7 @@ class Performer:
                 job, EventReason.REVISION_ROLLED_BACK, f"Revision {name}: {action.message}", subject=name
             )
 
-    def _count_failure(self, rollout_uid: str, failure: str) -> None:
+    def _count_failure(self, rollout_uid: str, failure: Obstacle) -> None:
         count = self._failure_counts[rollout_uid] = self._failure_counts.get(rollout_uid, 0) + 1
         self.trainer_failures[rollout_uid] = failure
         self._hold_back(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import EventReason, RevisionPhase
+from tlt_operator.api.names import EventReason, Reason, RevisionPhase
 from tlt_operator.plan.conditions import Status
 from tlt_operator.plan.decision import Decision, Transition
 from tlt_operator.plan.ledger import Ledger
@@ -34,6 +34,7 @@ class Reporter:
         self._recorder = recorder
         self._shown_at = float("-inf")
         self._edges: dict[str, float] = {}
+        self._told: frozenset[Reason] = frozenset()  # obstacles that Events tell of
 
     def lease_granted(self, job: Job, rollout_uid: str, *, edge_to_lease: float) -> None:
         """Keeps the reaction time for the timeline's line to `Lent`."""
@@ -68,10 +69,21 @@ class Reporter:
             )
         for window in decision.closed_windows:
             metrics.idle_window.labels(job=job.key).observe(window.seconds)
+        self._skipped(snapshot)
         now = self._context.clock.steady()
         if now - self._shown_at >= METRICS_INTERVAL:
             self._shown_at = now
             self._show(snapshot, decision)
+
+    def _skipped(self, snapshot: Snapshot) -> None:
+        """One Event for each reason that keeps pods from being lent, not one for each pod."""
+        by_reason = {item.reason: item for item in snapshot.obstacles.values()}
+        for reason, obstacle in by_reason.items():
+            if reason not in self._told:
+                self._recorder.warning(
+                    snapshot.job, EventReason.POD_SKIPPED, obstacle.message, subject=f"skipped for {reason.value}"
+                )
+        self._told = frozenset(by_reason)
 
     def _worker(self, job: Job, item: Transition, state: RolloutState | None) -> None:
         extra: dict[str, timeline.Value] = {}

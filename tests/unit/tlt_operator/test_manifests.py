@@ -16,6 +16,7 @@ from tlt_operator.manifests.gateway import gateway_objects, gateway_url
 from tlt_operator.manifests.revision import drafter_revision
 from tlt_operator.manifests.token_secret import token_secret
 from tlt_operator.manifests.trainer_pod import trainer_pod
+from tlt_operator.placement.strategy import Site
 from tlt_workloads.contract import TrainerConfig, decode
 from tlt_workloads.gateway.settings import read_settings
 from tlt_workloads.trainer.settings import settings_from_environment
@@ -24,7 +25,7 @@ SETTINGS = Settings(workloads_image="workloads:1", operator_image="operator:1")
 
 
 def trainer(job: Job | None = None, *, settings: Settings = SETTINGS, **pod: Any) -> dict[str, Any]:
-    return trainer_pod(job or make_job(), make_pod("rollout-0", **pod), settings=settings)
+    return trainer_pod(job or make_job(), make_pod("rollout-0", **pod), settings=settings, site=Site())
 
 
 def environment(container: dict[str, Any]) -> dict[str, Any]:

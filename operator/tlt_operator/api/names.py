@@ -20,8 +20,10 @@ COMPONENT_LABEL = f"{GROUP}/component"
 ROLLOUT_UID_LABEL = f"{GROUP}/rollout-uid"  # on a trainer pod: the rollout pod whose device it shares
 ROLLOUT_POD_ANNOTATION = f"{GROUP}/rollout-pod"  # its name, for people (a pod name may be too long for a label)
 TEMPLATE_ANNOTATION = f"{GROUP}/template"  # digest of the manifest a trainer pod was made from
-
-TOKEN_KEY = "token"  # noqa: S105 - the key within the Secret, not a secret
+ROTATE_ANNOTATION = (
+    f"{GROUP}/rotate-token"  # on a TLTJob: a new value asks for another token; on the Secret: the last one met
+)
+ROTATED_AT_ANNOTATION = f"{GROUP}/token-changed-at"  # on the Secret: when the last step of a rotation was made
 
 
 class Component(enum.StrEnum):
@@ -122,6 +124,7 @@ class EventReason(enum.StrEnum):
     REVISION_CREATED = "RevisionCreated"
     REVISION_ACTIVE = "RevisionActive"
     REVISION_ROLLED_BACK = "RevisionRolledBack"
+    TOKEN_ROTATED = "TokenRotated"  # noqa: S105 - a reason, not a secret
     ACTION_FAILED = "ActionFailed"
 
 

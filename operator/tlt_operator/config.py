@@ -47,6 +47,8 @@ class Settings:
     leader_identity: str = ""  # as which this process holds it; empty = one that no other process ever has
     max_leases: int = 0  # devices lent at one time, of all jobs together; 0 = no limit
     visible_devices: bool = False  # jobs may use this placement: the policy that guards it is installed
+    token_overlap: float = 120.0  # each step of a token's rotation waits this long, for kubelets to bring it into pods
+    token_lifetime: float = 0.0  # a job's token is replaced when it is this old; 0 = only when asked for
     request_timeout: float = 10.0  # of calls to pods and to the API server, long polls excepted
 
     @classmethod

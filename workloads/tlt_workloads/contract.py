@@ -35,6 +35,10 @@ ROLLOUT_PORT = 8000
 TRAINER_PORT = 8001
 GATEWAY_PORT = 8000
 
+# Keys of the job's Secret, and so names of files where it is mounted; `tlt_workloads.tokens` says what each is for.
+TOKEN_KEY = "token"  # noqa: S105 - a name, not a secret
+TOKEN_NEXT_KEY = "token-next"  # noqa: S105
+TOKEN_PREVIOUS_KEY = "token-previous"  # noqa: S105
 TOKEN_FILE_VARIABLE = "TLT_TOKEN_FILE"  # noqa: S105 - the name of a variable, not a secret
 TOKEN_FILE_DEFAULT = "/var/run/secrets/tlt/token"  # noqa: S105 - a path, not a secret
 STORE_URL_VARIABLE = "TLT_STORE_URL"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tlt_operator.api.names import ROTATE_ANNOTATION
 from tlt_operator.api.quantities import parse_duration, parse_size
 from tlt_operator.errors import InvalidSpecError
 from tlt_workloads.contract import ContractError, MemoryMode, SpeculationMode, decode
@@ -226,6 +227,7 @@ class Job:
     generation: int
     spec: JobSpec
     deleting: bool = False
+    token_request: str = ""  # a new value asks for another token of the control routes
 
     @property
     def key(self) -> str:
@@ -259,6 +261,7 @@ def parse_job(body: Mapping[str, Any]) -> Job:
         generation=metadata.get("generation", 0),
         spec=parse_spec(body.get("spec") or {}),
         deleting="deletionTimestamp" in metadata,
+        token_request=(metadata.get("annotations") or {}).get(ROTATE_ANNOTATION, ""),
     )
 
 

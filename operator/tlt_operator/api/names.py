@@ -21,11 +21,13 @@ ROLLOUT_UID_LABEL = f"{GROUP}/rollout-uid"  # on a trainer pod: the rollout pod 
 ROLLOUT_POD_ANNOTATION = f"{GROUP}/rollout-pod"  # its name, for people (a pod name may be too long for a label)
 TEMPLATE_ANNOTATION = f"{GROUP}/template"  # digest of the manifest a trainer pod was made from
 DEVICES_ANNOTATION = f"{GROUP}/visible-devices"  # devices of a pod that has them from a device plugin
+ROTATE_ANNOTATION = (
+    f"{GROUP}/rotate-token"  # on a TLTJob: a new value asks for another token; on the Secret: the last one met
+)
+ROTATED_AT_ANNOTATION = f"{GROUP}/token-changed-at"  # on the Secret: when the last step of a rotation was made
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_GATE = "kueue.x-k8s.io/admission"
-
-TOKEN_KEY = "token"  # noqa: S105 - the key within the Secret, not a secret
 
 
 class Component(enum.StrEnum):
@@ -137,6 +139,7 @@ class EventReason(enum.StrEnum):
     REVISION_CREATED = "RevisionCreated"
     REVISION_ACTIVE = "RevisionActive"
     REVISION_ROLLED_BACK = "RevisionRolledBack"
+    TOKEN_ROTATED = "TokenRotated"  # noqa: S105 - a reason, not a secret
     ACTION_FAILED = "ActionFailed"
     FIELD_SET_BACK = "FieldSetBack"
 

@@ -249,8 +249,8 @@ def _why_silent(snapshot: Snapshot, view: RolloutView) -> tuple[Reason, str]:
             )
         case Fault.TOKEN_REFUSED:
             return Reason.TOKEN_REFUSED, (
-                f"Pod {name} refuses the token; mount Secret {token_secret_name(snapshot.job.name)} "
-                "at /var/run/secrets/tlt in the rollout pods and restart them"
+                f"Pod {name} refuses the token; mount the whole Secret {token_secret_name(snapshot.job.name)} "
+                "at /var/run/secrets/tlt in the rollout pods, without subPath"
             )
         case Fault.INCOMPATIBLE:
             return Reason.INCOMPATIBLE, (

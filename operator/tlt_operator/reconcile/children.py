@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import TOKEN_KEY, gateway_name, rollout_service_name, token_secret_name
+from tlt_operator.api.names import gateway_name, rollout_service_name, token_secret_name
+from tlt_operator.api.token import Tokens, parse_tokens
 from tlt_operator.clients.kube import DEPLOYMENT, SECRET, SERVICE, Kind, Kubernetes, Object
 from tlt_operator.config import Settings
 from tlt_operator.errors import ConflictError, InvalidSettingsError, InvalidSpecError, RefusedError
 from tlt_operator.manifests.gateway import gateway_objects
-from tlt_operator.manifests.token_secret import token_secret
+from tlt_operator.manifests.token_secret import token_secret, with_tokens
+from tlt_operator.plan.rotation import RotationRule, next_tokens
 
 
-async def ensure_token(kube: Kubernetes, job: Job) -> str:
-    """The token of the job's control routes; made when there is none, and never replaced.
+async def ensure_token(kube: Kubernetes, job: Job, *, now: float) -> Object:
+    """The Secret with the token of the job's control routes; made when there is none."""
+    found = await kube.find(SECRET, namespace=job.namespace, name=token_secret_name(job.name))
+    if found is not None:
+        return found
+    first = Tokens(current=secrets.token_hex(32), changed_at=now, request=job.token_request)
+    try:
+        return await kube.create(token_secret(job, first))
+    except ConflictError:  # another operator was faster
+        return await kube.get(SECRET, namespace=job.namespace, name=token_secret_name(job.name))
+
+
+async def rotate_token(kube: Kubernetes, job: Job, secret: Object, *, now: float, rule: RotationRule) -> Tokens:
+    """Takes the step of a rotation that is due, if any.
 
     Raises:
-        InvalidSpecError: a Secret of that name exists without the key.
+        InvalidSpecError: the Secret cannot be used.
+        ConflictError: somebody else wrote to it since it was read.
     """
-    name = token_secret_name(job.name)
-    found = await kube.find(SECRET, namespace=job.namespace, name=name)
-    if found is None:
-        token = secrets.token_hex(32)
-        try:
-            await kube.create(token_secret(job, token=token))
-            return token
-        except ConflictError:  # another operator was faster
-            found = await kube.get(SECRET, namespace=job.namespace, name=name)
-    encoded = (found.get("data") or {}).get(TOKEN_KEY)
-    if not encoded:
-        raise InvalidSpecError(f"Secret {name}", f"it has no key {TOKEN_KEY!r}; delete it, and it is made anew")
-    return base64.b64decode(encoded).decode().strip()
+    before = parse_tokens(secret)
+    after = next_tokens(before, request=job.token_request, now=now, rule=rule, fresh=secrets.token_hex(32))
+    if after != before:
+        await kube.replace({"apiVersion": SECRET.api_version, "kind": SECRET.kind, **with_tokens(secret, after)})
+    return after
 
 
 async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> dict[str, str]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import EventReason
+from tlt_operator.api.names import EventReason, token_secret_name
+from tlt_operator.api.token import TokenStage, parse_tokens
 from tlt_operator.clients.kube import POD
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
@@ -18,13 +19,14 @@ from tlt_operator.manifests.gateway import gateway_url
 from tlt_operator.plan.actions import Action, GrantLease, action_key
 from tlt_operator.plan.decision import Decision, Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
+from tlt_operator.plan.rotation import RotationRule, due_in
 from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import Fault, Snapshot
 from tlt_operator.plan.status import job_status, ledger_of
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.backoff import LONGEST_FINAL, Backoff
-from tlt_operator.reconcile.children import ensure_gateway, ensure_token
+from tlt_operator.reconcile.children import ensure_gateway, ensure_token, rotate_token
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.effects import Effects
 from tlt_operator.reconcile.observer import Observer, pod_url
@@ -39,6 +41,12 @@ PASS_SHARE = 0.15  # of its time that a loop spends on passes, at most: with man
 LONGEST_PAUSE = 0.1  # seconds between two passes, whatever one costs
 TOKEN_INTERVAL = 15.0  # seconds between two looks at the token while pods refuse it
 FIRST_RETRY = 1.0
+
+ROTATION_NEWS = {
+    TokenStage.ANNOUNCED: "a new token is accepted, and will be sent in {overlap:g}s",
+    TokenStage.SWITCHED: "the new token is sent; the old one is accepted for another {overlap:g}s",
+    TokenStage.STEADY: "the old token is accepted no more",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +71,9 @@ class JobLoop:
         self._memory = Memory(ledger=ledger_of(status))
         self._last: tuple[Snapshot, Decision] | None = None
         settings = context.settings
+        self._rotation = RotationRule(overlap=settings.token_overlap, lifetime=settings.token_lifetime)
         self._terms = LeaseTerms(ttl=settings.lease_ttl, window=settings.lease_window, limit=settings.max_leases)
-        self._pods = PodClient(context.session, token="", request_timeout=context.settings.request_timeout)
+        self._pods = PodClient(context.session, tokens=(), request_timeout=context.settings.request_timeout)
         self._recorder = Recorder(context)
         self._effects = Effects(self._perform, on_failure=self._failed, wake=self.wake, clock=self._clock)
         self._performer = Performer(context, self._pods, self._recorder, hold_back=self._effects.delay)
@@ -76,7 +85,7 @@ class JobLoop:
 
     def update(self, job: Job) -> None:
         """Takes over a changed spec or a deletion mark."""
-        if job.generation != self._job.generation:
+        if (job.generation, job.token_request) != (self._job.generation, self._job.token_request):
             self._changed.set()
         self._job = job
         self.wake()
@@ -213,6 +222,21 @@ class JobLoop:
                 self._job, EventReason.ACTION_FAILED, f"Could not {name}: {error}", subject="/".join(action_key(action))
             )
 
+    async def _keep_token(self) -> float:
+        """Makes, reads or rotates the token; returns after how many seconds it must be looked at again."""
+        kube, rule, now = self._context.kube, self._rotation, self._clock.wall()
+        secret = await ensure_token(kube, self._job, now=now)
+        before = parse_tokens(secret)
+        self._pods.tokens = before.known  # also when it cannot be rotated
+        self._token_known, self._token_read_at = True, self._clock.steady()
+        tokens = await rotate_token(kube, self._job, secret, now=now, rule=rule)
+        self._pods.tokens = tokens.known
+        if tokens != before:
+            name = token_secret_name(self._job.name)
+            message = f"Secret {name}: {ROTATION_NEWS[tokens.stage].format(overlap=rule.overlap)}"
+            self._recorder.normal(self._job, EventReason.TOKEN_ROTATED, message, subject=f"{name}/{tokens.stage}")
+        return due_in(tokens, now=now, rule=rule)
+
     async def _keep_children(self) -> None:
         backoff = Backoff(first=FIRST_RETRY)
         while True:
@@ -220,8 +244,7 @@ class JobLoop:
             pause = self._context.settings.resync_interval
             try:
                 if not self._job.deleting:
-                    self._pods.token = await ensure_token(self._context.kube, self._job)
-                    self._token_known, self._token_read_at = True, self._clock.steady()
+                    pause = min(pause, await self._keep_token())
                     changed = await ensure_gateway(self._context.kube, self._job, settings=self._context.settings)
                     for name, conflict in changed.items():
                         message = f"Set back what somebody else had changed in {name}: {conflict}"

@@ -69,10 +69,13 @@ class Server:
     def __init__(self) -> None:
         self.status, self.text = 200, "{}"
         self.authorization = ""
+        self.accepted = ""
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.authorization = request.headers.get("Authorization", "")
+        if self.accepted not in ("", self.authorization):
+            return web.Response(status=401)
         return web.Response(status=self.status, text=self.text)
 
 
@@ -93,7 +96,23 @@ async def server() -> AsyncIterator[Server]:
 @pytest_asyncio.fixture
 async def pods() -> AsyncIterator[PodClient]:
     async with aiohttp.ClientSession() as session:
-        yield PodClient(session, token="secret", request_timeout=5.0)
+        yield PodClient(session, tokens=("secret",), request_timeout=5.0)
+
+
+async def test_a_pod_that_is_a_step_behind_in_a_rotation_gets_the_other_token(server: Server, pods: PodClient) -> None:
+    pods.tokens = ("new", "old")
+    server.accepted = "Bearer old"
+    assert await pods.call("GET", server.url) == {}
+    server.accepted = "Bearer another"
+    with pytest.raises(UnauthorizedError):
+        await pods.call("GET", server.url)
+
+
+async def test_without_any_token_nothing_is_sent(server: Server, pods: PodClient) -> None:
+    pods.tokens = ()
+    with pytest.raises(UnauthorizedError):
+        await pods.call("GET", server.url)
+    assert server.authorization == ""
 
 
 async def test_token_is_sent(server: Server, pods: PodClient) -> None:

@@ -11,6 +11,7 @@ from tests.support.fake_rollout import manifest
 from tests.support.snapshots import make_job, make_pod
 from tlt_operator.api.job import Job
 from tlt_operator.api.pod import DeviceClaim
+from tlt_operator.api.token import Tokens
 from tlt_operator.config import Settings
 from tlt_operator.manifests.gateway import gateway_objects, gateway_url
 from tlt_operator.manifests.revision import drafter_revision
@@ -164,9 +165,10 @@ def test_gateways_pods_are_never_taken_for_rollout_pods() -> None:
 
 
 def test_token_secret() -> None:
-    secret = token_secret(make_job(), token="abc")
+    secret = token_secret(make_job(), Tokens(current="abc", changed_at=0.0))
     assert secret["metadata"]["name"] == "demo-tlt-control"
-    assert secret["stringData"] == {"token": "abc"}
+    assert secret["data"] == {"token": "YWJj"}
+    assert secret["metadata"]["annotations"] == {"tlt.dev/token-changed-at": "1970-01-01T00:00:00Z"}
 
 
 def test_drafter_revision_carries_the_manifest() -> None:

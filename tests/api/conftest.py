@@ -105,14 +105,21 @@ class World:
     async def start_operator(self) -> None:
         self.jobs = Jobs(self.context)
         self.jobs.begin()
-        self._feeder = asyncio.create_task(self._feed())
+        await self.start_feeding()
 
     async def stop_operator(self) -> None:
         """Ends the operator; leases, trainers and pods go on."""
+        await self.stop_feeding()
+        await self.jobs.close()
+
+    async def start_feeding(self) -> None:
+        """Tells the operator of every TLTJob from now on, as Kopf does."""
+        self._feeder = asyncio.create_task(self._feed())
+
+    async def stop_feeding(self) -> None:
         if self._feeder is not None:
             await cancel(self._feeder)
             self._feeder = None
-        await self.jobs.close()
 
     async def restart_operator(self) -> None:
         await self.stop_operator()
@@ -342,6 +349,7 @@ async def open_world(kube: Kubernetes, namespace: str, *, operator: Kubernetes |
         operator_image="operator:test",
         poll_wait=1.0,
         tick=0.2,
+        watch_namespaces=(namespace,),
         status_interval=0.2,
         counter_interval=0.5,
         request_timeout=5.0,

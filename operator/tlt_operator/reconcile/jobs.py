@@ -91,9 +91,7 @@ class Jobs:
     async def recheck(self) -> None:
         """Finds jobs that came, changed or went without anybody telling; runs until cancelled.
 
-        Kopf's watch does not survive every answer of an API server
-        (https://github.com/nolar/kopf/blob/main/kopf/_cogs/clients/watching.py: only 429 is retried for ever), and a
-        deletion between two watches is told by none.
+        A deletion between two watches is told by neither, and a watch may be behind without knowing it.
         """
         while True:
             await asyncio.sleep(RECHECK_INTERVAL)

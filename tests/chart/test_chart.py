@@ -159,6 +159,21 @@ def test_people_get_rights_on_jobs_with_the_built_in_roles(rendered: list[Object
     assert not any(resource.endswith("/status") for resource in granted(editor)), "status is the operator's word"
 
 
+def test_visible_devices_come_with_the_policy_that_guards_them_or_not_at_all(
+    rendered: list[Object], chart: Chart
+) -> None:
+    guards = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    assert environment(rendered)["TLT_VISIBLE_DEVICES"] == "false"
+    assert not guards & {item["kind"] for item in rendered}
+    objects = chart.render({"visibleDevices": {"enabled": True}, "serviceAccount": {"create": False, "name": "mine"}})
+    assert environment(objects)["TLT_VISIBLE_DEVICES"] == "true"
+    policy, binding = (only(objects, kind) for kind in sorted(guards))
+    assert policy["spec"]["failurePolicy"] == "Fail"
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    variables = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}
+    assert "'system:serviceaccount:tlt-system:mine'" in variables["operator"]
+
+
 def test_nothing_optional_is_installed_unasked(rendered: list[Object], chart: Chart) -> None:
     optional = {"NetworkPolicy", "ServiceMonitor", "PodMonitor", "PrometheusRule", "ConfigMap"}
     assert not optional & {item["kind"] for item in rendered}
@@ -206,6 +221,7 @@ def test_two_releases_share_no_name(chart: Chart) -> None:
         ({"trainerPriorityClass": {"value": 2000000000}}, "value"),
         ({"serviceMonitor": {"interval": "often"}}, "interval"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
+        ({"visibleDevices": {"enabled": "yes"}}, "enabled"),
     ],
 )
 def test_wrong_values_are_refused_by_name(chart: Chart, values: dict[str, Any], named: str) -> None:

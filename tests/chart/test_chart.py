@@ -122,7 +122,7 @@ RIGHTS = {
     "tlt.dev/drafterrevisions": READ | {"create"},
     "tlt.dev/drafterrevisions/status": {"patch"},
     "pods": {"list", "watch", "create", "delete"},
-    "secrets": {"get", "create"},
+    "secrets": {"get", "create", "update"},
     "services": {"get", "create", "patch", "delete"},
     "apps/deployments": {"get", "create", "patch", "delete"},
     "events.k8s.io/events": {"create", "patch"},

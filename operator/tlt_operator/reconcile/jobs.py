@@ -23,7 +23,6 @@ from tlt_operator.reconcile.job import JobLoop
 STALE_AFTER = 30.0  # seconds without a look at a job after which the operator counts as hung
 FIRST_RETRY = 1.0
 LAST_RETRY = 60.0
-RECHECK_INTERVAL = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class Jobs:
         """Ends loops of jobs whose deletion nobody told of; runs until cancelled."""
         await self._begun.wait()
         while True:
-            await asyncio.sleep(RECHECK_INTERVAL)
+            await asyncio.sleep(self._context.settings.recheck_interval)
             for uid, entry in list(self._entries.items()):
                 metadata = entry.body["metadata"]
                 try:

@@ -356,6 +356,7 @@ async def open_world(kube: Kubernetes, namespace: str, *, operator: Kubernetes |
         watch_namespaces=(namespace,),
         status_interval=0.2,
         counter_interval=0.5,
+        recheck_interval=0.2,
         request_timeout=5.0,
     )
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:

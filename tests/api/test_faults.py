@@ -20,7 +20,6 @@ from tests.support.fault_proxy import WATCH, WRITES, Answer, Delay, Fault, Fault
 from tlt_operator.api.job import parse_job
 from tlt_operator.api.names import EventReason
 from tlt_operator.clients.kube import JOB, POD, WATCH_SILENCE, Kubernetes
-from tlt_operator.reconcile import jobs
 from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.clock import Clock
 from tlt_operator.reconcile.recorder import Recorder
@@ -189,10 +188,7 @@ async def test_pod_deleted_behind_a_silent_watch_is_noticed_after_the_silence(
             assert not world.jobs.hung()
 
 
-async def test_job_that_no_watch_told_of_is_found_and_one_that_is_gone_is_let_go(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs, "RECHECK_INTERVAL", 0.2)
+async def test_job_that_no_watch_told_of_is_found_and_one_that_is_gone_is_let_go(world: World) -> None:
     await world.stop_feeding()
     recheck = asyncio.create_task(world.jobs.recheck())
     await world.apply_job()

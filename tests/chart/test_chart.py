@@ -123,7 +123,7 @@ RIGHTS = {
     "tlt.dev/drafterrevisions/status": {"patch"},
     "pods": {"list", "watch", "create", "delete"},
     "resource.k8s.io/resourceclaims": {"list", "watch"},
-    "secrets": {"get", "create"},
+    "secrets": {"get", "create", "update"},
     "services": {"get", "create", "patch", "delete"},
     "apps/deployments": {"get", "create", "patch", "delete"},
     "events.k8s.io/events": {"create", "patch"},

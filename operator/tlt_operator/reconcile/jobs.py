@@ -23,7 +23,6 @@ from tlt_operator.reconcile.job import JobLoop
 
 STALE_AFTER = 30.0  # seconds without a look at a job after which the operator counts as hung
 FIRST_RETRY = 1.0
-RECHECK_INTERVAL = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class Jobs:
         A deletion between two watches is told by neither, and a watch may be behind without knowing it.
         """
         while True:
-            await asyncio.sleep(RECHECK_INTERVAL)
+            await asyncio.sleep(self._context.settings.recheck_interval)
             known = set(self._entries)  # before the list: a job that comes meanwhile is not on it
             try:
                 found = await self._list()

@@ -125,7 +125,10 @@ RIGHTS = {
     "secrets": {"get", "create"},
     "services": {"get", "create", "patch", "delete"},
     "apps/deployments": {"get", "create", "patch", "delete"},
-    "events.k8s.io/events": {"create", "patch"},
+    "apps/statefulsets": {"list", "watch", "create", "patch"},
+    "policy/poddisruptionbudgets": {"create", "patch"},
+    "resource.k8s.io/resourceclaimtemplates": {"list", "create", "patch", "delete"},
+    "events.k8s.io/events": {"list", "create", "patch"},
 }
 
 

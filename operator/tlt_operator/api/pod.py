@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlt_operator.api.names import JOB_LABEL, ROLLOUT_UID_LABEL, TEMPLATE_ANNOTATION
+from tlt_operator.api.names import JOB_LABEL, ORDINAL_LABEL, ROLLOUT_UID_LABEL, TEMPLATE_ANNOTATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,14 @@ class Pod:
     node: str | None = None
     phase: str = "Pending"
     ready: bool = False
+    started: bool = False  # a container has passed its start-up probe and has not ended since
     deleting: bool = False
     created: str = ""  # RFC 3339, by the API server's clock
     claims: tuple[DeviceClaim, ...] = ()
     tolerations: tuple[Mapping[str, Any], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
-    template: str | None = None  # trainer pods: digest of the manifest
+    controller: str | None = None  # uid of the object that makes and replaces it
+    template: str | None = None  # pods that the operator makes: digest of the manifest
     trouble: str | None = None  # why it does not start, in the kubelet's or scheduler's words
 
     @property
@@ -61,6 +63,12 @@ class Pod:
         return self.labels.get(ROLLOUT_UID_LABEL)
 
     @property
+    def ordinal(self) -> int | None:
+        """Pods of a StatefulSet: the number at the end of the name."""
+        text = self.labels.get(ORDINAL_LABEL) or self.name.rpartition("-")[2]
+        return int(text) if text.isdecimal() else None
+
+    @property
     def finished(self) -> bool:
         """The containers have ended for good."""
         return self.phase in ("Succeeded", "Failed")
@@ -69,6 +77,7 @@ class Pod:
 def parse_pod(body: Mapping[str, Any]) -> Pod:
     """Reads a Pod as the API server returns it."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    ready = any(item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions") or ())
     return Pod(
         name=metadata["name"],
         namespace=metadata["namespace"],
@@ -76,15 +85,22 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
         ip=status.get("podIP"),
         node=spec.get("nodeName"),
         phase=status.get("phase", "Pending"),
-        ready=any(item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions") or ()),
+        ready=ready,
+        started=ready or any(item.get("started") for item in status.get("containerStatuses") or ()),
         deleting="deletionTimestamp" in metadata,
         created=metadata.get("creationTimestamp", ""),
         claims=_claims(spec, status),
         tolerations=tuple(spec.get("tolerations") or ()),
         labels=metadata.get("labels") or {},
+        controller=_controller(metadata),
         template=(metadata.get("annotations") or {}).get(TEMPLATE_ANNOTATION),
         trouble=_trouble(status),
     )
+
+
+def _controller(metadata: Mapping[str, Any]) -> str | None:
+    owners = metadata.get("ownerReferences") or ()
+    return next((item["uid"] for item in owners if item.get("controller")), None)
 
 
 def _claims(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[DeviceClaim, ...]:

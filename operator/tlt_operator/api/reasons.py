@@ -15,7 +15,12 @@ ROLLOUT_READY: Mapping[Reason, str] = {
     Reason.PLUGIN_MISSING: "The server on `spec.port` runs without the rollout plugin, and cannot be lent.",
     Reason.TOKEN_REFUSED: "The pod has another control token than the job's Secret.",
     Reason.INCOMPATIBLE: "Plugin and operator are of versions that do not understand each other.",
-    Reason.POOL_NOT_SUPPORTED: "`spec.rollout.pool` is not supported yet.",
+    Reason.POOL_SCALING: "Pods of `spec.rollout.pool` are on their way in or out; those that answer are used.",
+    Reason.POOL_ROLLING: "Pods of `spec.rollout.pool` are replaced by pods of the new template, one at a time.",
+    Reason.POOL_STUCK: "No pod of `spec.rollout.pool` exists, and nothing has moved for long.",
+    Reason.QUOTA_EXCEEDED: "A ResourceQuota leaves no room for pods of `spec.rollout.pool`.",
+    Reason.PODS_REFUSED: "The API server refuses pods of `spec.rollout.pool`; the message has its words.",
+    Reason.NO_DRA: "The cluster has no dynamic resource allocation, which a pool needs.",
     Reason.INVALID_SPEC: "A field of the job cannot be used; the message names it.",
 }
 
@@ -67,10 +72,12 @@ DRAFTER_READY: Mapping[Reason, str] = {
 
 DEGRADED: Mapping[Reason, str] = {
     Reason.AS_EXPECTED: "Nothing needs a person.",
-    Reason.POOL_NOT_SUPPORTED: "`spec.rollout.pool` is not supported yet.",
+    Reason.POOL_STUCK: "Pods of `spec.rollout.pool` do not come up, or its change has stood still for long.",
+    Reason.QUOTA_EXCEEDED: "A ResourceQuota leaves no room for pods of `spec.rollout.pool`.",
+    Reason.PODS_REFUSED: "The API server refuses pods of `spec.rollout.pool`; the message has its words.",
     Reason.NO_CLAIM: "A rollout pod uses no ResourceClaim, so no trainer can share its device.",
     Reason.NO_DRA: "The cluster has no dynamic resource allocation.",
-    Reason.CHILD_NOT_APPLIED: "The gateway, a Service or the token's Secret could not be made.",
+    Reason.CHILD_NOT_APPLIED: "The gateway, the pool, a Service or the token's Secret could not be made.",
     Reason.PODS_NOT_READY: "A rollout pod has been silent for long, and is not ready by Kubernetes' own account.",
     Reason.PODS_UNREACHABLE: "A rollout pod has not answered on `spec.port` for long.",
     Reason.PLUGIN_MISSING: "The server on `spec.port` runs without the rollout plugin, and cannot be lent.",

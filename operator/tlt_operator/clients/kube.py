@@ -59,11 +59,20 @@ SECRET = Kind(api_version="v1", kind="Secret", plural="secrets")
 SERVICE = Kind(api_version="v1", kind="Service", plural="services")
 EVENT = Kind(api_version="events.k8s.io/v1", kind="Event", plural="events")
 DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments")
+STATEFUL_SET = Kind(api_version="apps/v1", kind="StatefulSet", plural="statefulsets")
+DISRUPTION_BUDGET = Kind(api_version="policy/v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets")
+CLAIM_TEMPLATE = Kind(api_version="resource.k8s.io/v1", kind="ResourceClaimTemplate", plural="resourceclaimtemplates")
 LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 JOB = Kind(api_version=API_VERSION, kind=JOB_KIND, plural=JOB_PLURAL)
 REVISION = Kind(api_version=API_VERSION, kind=REVISION_KIND, plural=REVISION_PLURAL)
 
-_BY_KIND = {item.kind: item for item in (POD, SECRET, SERVICE, EVENT, DEPLOYMENT, LEASE, JOB, REVISION)}
+_BY_KIND = {
+    item.kind: item
+    for item in (
+        *(POD, SECRET, SERVICE, EVENT, DEPLOYMENT, STATEFUL_SET, DISRUPTION_BUDGET, CLAIM_TEMPLATE),
+        *(LEASE, JOB, REVISION),
+    )
+}
 
 
 class Change(enum.StrEnum):
@@ -147,9 +156,9 @@ class Kubernetes:
         except NotFoundError:
             return None
 
-    async def list_all(self, kind: Kind, *, namespace: str | None, labels: str = "") -> list[Object]:
-        """All objects of a kind with these labels."""
-        query = [("labelSelector", labels)] if labels else []
+    async def list_all(self, kind: Kind, *, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
+        """All objects of a kind with these labels and fields, both as selectors in text."""
+        query = [(name, text) for name, text in (("labelSelector", labels), ("fieldSelector", fields)) if text]
         answer = await self._json("GET", kind.path(namespace), query=query)
         return [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in answer["items"]]
 

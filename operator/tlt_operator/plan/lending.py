@@ -54,6 +54,7 @@ class Knowledge:
     need: Need
     account: Wish
     terms: LeaseTerms
+    leaving: frozenset[str] = frozenset()  # pods (uids) that are about to go
 
 
 def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
@@ -66,7 +67,7 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     fit: list[tuple[RolloutView, TrainerView]] = []
     refusals: list[Refusal] = []
     for view in sorted(snapshot.rollouts, key=_idle_longest_first):
-        if known.workers[view.pod.uid] is not WorkerState.IDLE or view.pod.uid in taken:
+        if known.workers[view.pod.uid] is not WorkerState.IDLE or view.pod.uid in taken | known.leaving:
             continue
         trainer = warm.get(view.pod.uid)
         refusal = _refusal(snapshot, known, view, trainer)

@@ -1,4 +1,4 @@
-"""The job's fixed objects: the token, the Services and the gateway."""
+"""The job's objects: the token, the Services, the gateway, and what a pool needs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ import secrets
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import TOKEN_KEY, gateway_name, rollout_service_name, token_secret_name
-from tlt_operator.clients.kube import DEPLOYMENT, SECRET, SERVICE, Kind, Kubernetes
+from tlt_operator.clients.kube import CLAIM_TEMPLATE, DEPLOYMENT, SECRET, SERVICE, Kind, Kubernetes, Object
 from tlt_operator.config import Settings
 from tlt_operator.errors import ConflictError, InvalidSettingsError, InvalidSpecError
-from tlt_operator.manifests.gateway import gateway_objects
+from tlt_operator.manifests.gateway import gateway_objects, rollout_service
+from tlt_operator.manifests.pool import (
+    claim_template,
+    claim_template_name,
+    disruption_budget,
+    pool_selector,
+    pool_set,
+)
 from tlt_operator.manifests.token_secret import token_secret
 
 
@@ -36,7 +43,7 @@ async def ensure_token(kube: Kubernetes, job: Job) -> str:
 
 
 async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> None:
-    """Applies the gateway and its Services, or takes them away when the job wants none.
+    """Applies the gateway and its Service, or takes them away when the job wants none.
 
     Raises:
         InvalidSettingsError: the operator does not know its own image.
@@ -45,13 +52,15 @@ async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> N
     if not job.spec.gateway.enabled:
         await _remove(kube, DEPLOYMENT, job, gateway_name(job.name))
         await _remove(kube, SERVICE, job, gateway_name(job.name))
-        await _remove(kube, SERVICE, job, rollout_service_name(job.name))
+        if job.spec.rollout.pool is None:
+            await _remove(kube, SERVICE, job, rollout_service_name(job.name))
         return
     if not settings.operator_image:
         raise InvalidSettingsError(
             "TLT_OPERATOR_IMAGE: the operator needs it to start gateways; set it, or spec.gateway.enabled to false"
         )
-    if job.spec.rollout.selector is None or not job.spec.rollout.selector.match_labels:
+    selector = job.spec.rollout.selector
+    if selector is not None and not selector.match_labels:
         raise InvalidSpecError(
             "spec.rollout.selector.matchLabels",
             "the gateway finds the pods by a Service, which needs labels here; or set spec.gateway.enabled to false",
@@ -60,8 +69,41 @@ async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> N
         await kube.apply(body)
 
 
+async def ensure_pool(kube: Kubernetes, job: Job) -> None:
+    """Applies what stands around the StatefulSet of a pool: its Service and its disruption budget."""
+    if job.spec.rollout.pool is None:
+        return
+    await kube.apply(rollout_service(job))
+    await kube.apply(disruption_budget(job))
+
+
+async def apply_pool_set(kube: Kubernetes, job: Job, *, replicas: int, settings: Settings) -> Object:
+    """Applies the StatefulSet and the template of its claims, and deletes templates that it no longer names.
+
+    Returns:
+        the StatefulSet as it is now.
+
+    Raises:
+        InvalidSpecError: the job has no pool.
+    """
+    pool = job.spec.rollout.pool
+    if pool is None:
+        raise InvalidSpecError("spec.rollout.pool", "it is not set")
+    await kube.apply(claim_template(job, pool))
+    applied = await kube.apply(pool_set(job, pool, replicas=replicas, settings=settings))
+    wanted = claim_template_name(job, pool)
+    for found in await kube.list_all(CLAIM_TEMPLATE, namespace=job.namespace, labels=pool_selector(job)):
+        if found["metadata"]["name"] != wanted and _is_owned(found, job):
+            metadata = found["metadata"]
+            await kube.delete(CLAIM_TEMPLATE, namespace=job.namespace, name=metadata["name"], uid=metadata["uid"])
+    return applied
+
+
+def _is_owned(body: Object, job: Job) -> bool:
+    return any(owner["uid"] == job.uid for owner in body["metadata"].get("ownerReferences") or ())
+
+
 async def _remove(kube: Kubernetes, kind: Kind, job: Job, name: str) -> None:
     found = await kube.find(kind, namespace=job.namespace, name=name)
-    owners = (found or {}).get("metadata", {}).get("ownerReferences") or ()
-    if found is not None and any(owner["uid"] == job.uid for owner in owners):
+    if found is not None and _is_owned(found, job):
         await kube.delete(kind, namespace=job.namespace, name=name, uid=found["metadata"]["uid"])

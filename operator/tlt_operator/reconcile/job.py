@@ -22,7 +22,7 @@ from tlt_operator.plan.snapshot import Fault, Snapshot
 from tlt_operator.plan.status import job_status, ledger_of
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.answers import cancel
-from tlt_operator.reconcile.children import ensure_gateway, ensure_token
+from tlt_operator.reconcile.children import ensure_gateway, ensure_pool, ensure_token
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.effects import Effects
 from tlt_operator.reconcile.observer import Observer, pod_url
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 class JobLoop:
     """Looks after one TLTJob from `run()` until it is cancelled.
 
-    `heartbeat` is the steady time of the last look.  A change of `spec.rollout` or `spec.port` needs a new loop, all
-    others are taken over by `update`.
+    `heartbeat` is the steady time of the last look.  A change of `spec.rollout.selector` or `spec.port` needs a new
+    loop, all others are taken over by `update`.
     """
 
     def __init__(self, context: Context, job: Job, *, status: Mapping[str, Any]) -> None:
@@ -212,6 +212,7 @@ class JobLoop:
                 if not self._job.deleting:
                     self._pods.token = await ensure_token(self._context.kube, self._job)
                     self._token_known, self._token_read_at = True, self._clock.steady()
+                    await ensure_pool(self._context.kube, self._job)
                     await ensure_gateway(self._context.kube, self._job, settings=self._context.settings)
                 self._child_failure, retry = None, FIRST_RETRY
             except OperatorError as error:

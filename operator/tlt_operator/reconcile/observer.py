@@ -25,6 +25,7 @@ from tlt_operator.plan.snapshot import GatewayView, Limits, RolloutView, Snapsho
 from tlt_operator.reconcile.answers import Answers
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.objects import Objects
+from tlt_operator.reconcile.pool_observer import PoolMemories, PoolObserver
 from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerPhase, TrainerState
 
 DEVICE_GROUP = "resource.k8s.io"
@@ -40,10 +41,12 @@ class Deeds(Protocol):
 
 
 class Memories(Protocol):
-    """What pods and trainers did wrong lately."""
+    """What pods and trainers did wrong lately, and what was done about the pool."""
 
     @property
     def trainer_failures(self) -> Mapping[str, str]: ...
+    @property
+    def pool(self) -> PoolMemories: ...
     def refusals(self, uid: str, boot: str) -> Mapping[str, str]: ...
 
 
@@ -69,6 +72,7 @@ class Observer:
                 context.kube, POD, namespace=job.namespace, labels=selector.query(), parse=parse_pod, wake=wake
             )
         own = f"{JOB_LABEL}={job.name}"
+        self._pool = PoolObserver(context, job, wake=wake) if job.spec.rollout.pool is not None else None
         self._children: Objects[Pod] = Objects(
             context.kube, POD, namespace=job.namespace, labels=f"{own},{COMPONENT_LABEL}", parse=parse_pod, wake=wake
         )
@@ -93,13 +97,14 @@ class Observer:
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """What must run for as long as the job is observed."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
-        return [*(item.follow() for item in watched), self._check_devices()]
+        pool = self._pool.tasks() if self._pool is not None else ()
+        return [*(item.follow() for item in watched), *pool, self._check_devices()]
 
     @property
     def synced(self) -> bool:
         """Whether everything that exists has been seen once; a decision before that would be about half the job."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
-        return all(item.synced for item in watched)
+        return all(item.synced for item in watched) and (self._pool is None or self._pool.synced)
 
     def ask_pods(self, job: Job) -> None:
         """Keeps a long poll open to exactly the pods that exist."""
@@ -129,6 +134,7 @@ class Observer:
                 self._trainer_view(job, pod, by_uid.get(pod.rollout_uid or ""), now=now) for pod in trainers
             ),
             gateway=self._gateway_view(now) if job.spec.gateway.enabled else None,
+            pool=self._pool.view(job, pods=len(rollouts), memories=memories.pool) if self._pool is not None else None,
             revisions=self._revisions.all(),
             devices_claimable=self._devices_claimable,
             trainer_failures=dict(memories.trainer_failures),
@@ -144,7 +150,10 @@ class Observer:
         await self._gateway_answers.close()
 
     def _rollout_pods(self) -> list[Pod]:
-        found = self._rollouts.all() if self._rollouts is not None else ()
+        if self._rollouts is None:
+            owner = self._pool.owner if self._pool is not None else None
+            return [pod for pod in self._own(Component.ROLLOUT) if owner is not None and pod.controller == owner]
+        found = self._rollouts.all()
         # A wide selector may match the operator's own pods; these are never rollout pods.
         return sorted((pod for pod in found if COMPONENT_LABEL not in pod.labels), key=lambda pod: pod.name)
 

@@ -23,6 +23,7 @@ from tlt_operator.manifests.trainer_pod import trainer_pod
 from tlt_operator.plan.actions import (
     CREATE_TRAINER,
     Action,
+    ApplyPool,
     Configure,
     CreateRevision,
     CreateTrainer,
@@ -30,6 +31,7 @@ from tlt_operator.plan.actions import (
     GrantLease,
     LoadDrafter,
     MarkRevision,
+    ReplacePod,
     RevokeLease,
 )
 from tlt_operator.plan.revisions import revision_url
@@ -37,8 +39,10 @@ from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.status import revision_status
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.observer import pod_url
+from tlt_operator.reconcile.pool_keeper import PoolKeeper
 from tlt_operator.reconcile.recorder import Recorder
 from tlt_operator.telemetry import timeline
+from tlt_workloads.contract import RolloutState
 
 EVIDENCE_INTERVAL = 30.0  # seconds between two writes that only move a revision's live figures
 TRAINER_RETRY = 5.0  # seconds until a trainer that failed is tried again, doubled with each failure
@@ -71,10 +75,12 @@ class Performer:
         self._job: Job | None = None
         self._failure_counts: dict[str, int] = {}  # by rollout uid, in a row
         self.trainer_failures: dict[str, str] = {}
+        self.pool = PoolKeeper(context, recorder, ask=self._ask)
 
     def look(self, snapshot: Snapshot) -> None:
         """Takes over what uids stand for now."""
         self._job = snapshot.job
+        self.pool.look(snapshot)
         self._rollouts = {view.pod.uid: view.pod for view in snapshot.rollouts}
         self._trainers = {view.pod.uid: view.pod for view in snapshot.trainers}
         self._boots = {view.pod.uid: view.state.boot for view in snapshot.rollouts if view.state is not None}
@@ -117,9 +123,16 @@ class Performer:
                 await self._create_revision(job, action)
             case MarkRevision():
                 await self._mark(job, action)
+            case ApplyPool():
+                await self.pool.apply(job, action)
+            case ReplacePod():
+                await self.pool.replace(job, action)
 
     def _rollout(self, job: Job, uid: str) -> RolloutClient:
         return RolloutClient(self._pods, url=pod_url(self._rollouts[uid], job.spec.port))
+
+    async def _ask(self, job: Job, pod: Pod) -> RolloutState:
+        return await RolloutClient(self._pods, url=pod_url(pod, job.spec.port)).poll_state(seq=0, wait=0)
 
     async def _grant(self, job: Job, action: GrantLease) -> None:
         rollout, trainer = self._rollouts.get(action.rollout_uid), self._trainers.get(action.trainer_uid)

@@ -2,7 +2,9 @@
 
 The pods exist in the API server and answer on loopback addresses (`fleet.py`); the operator is the process that the
 image runs.  Measured from outside: the time from a pod's idle edge to the operator's line about it, processor time and
-memory from /proc, writes from the operator's own counter.  The peer (`scraper.py`) watches the same pods afterwards.
+memory from /proc, writes from the operator's own counter.  The peer (`scraper.py`) watches the same pods afterwards:
+all of them by a regular expression, and by the standard parser as many as one core can parse; its processor time for
+all of them is that for these, times their number.
 
 python -m bench.operator_scale [--pods 10 100 1000] [--seconds 60]
 """
@@ -29,13 +31,16 @@ from typing import Any
 
 from bench import results, tables
 from bench.operator_scale.fleet import PORT, address_of, name_of
+from bench.operator_scale.passes import pass_seconds
 from tlt_operator.clients.kube import POD, Kubernetes
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANE = ("--control-plane", "--name", "bench-scale")
 NAMESPACE = "fleet"
-PROBES, METRICS = 18080, 19090
+PROBES, METRICS = 18180, 19190
 AT_ONCE = 16  # pods that are made at one time
+PASS_ONLY = (10000,)  # numbers of pods for which only the decision is measured
+PARSED = 25  # pods whose pages are parsed as a whole, each once a second
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -236,9 +241,13 @@ def measure(kubeconfig: str, count: int, *, seconds: float) -> tuple[dict[str, f
             writes = counter("tlt_api_writes_total")
             ours = observe(operator, fleet, seconds=seconds)
             ours["writes"] = (counter("tlt_api_writes_total") - writes) / (seconds + 3)
-        with child("bench.operator_scale.scraper", str(count)) as scraper:
+        with child("bench.operator_scale.scraper", str(count), "--expression") as scraper:
             time.sleep(10)
             theirs = observe(scraper, fleet, seconds=seconds)
+        parsed = min(PARSED, count)
+        with child("bench.operator_scale.scraper", str(parsed)) as scraper:
+            time.sleep(10)
+            theirs["parsing"] = observe(scraper, fleet, seconds=seconds)["cpu"] * count / parsed
     return ours, theirs
 
 
@@ -248,6 +257,7 @@ def show(name: str, count: int, found: Mapping[str, float]) -> None:
     missed = f"{found['missed']:.0f} of {found['edges']:.0f} edges missed"
     costs = f"{found['cpu']:.3f} cores, {found['memory']:.0f} MB"
     writes = f", {found['writes']:.2f} writes/s" if "writes" in found else ""
+    writes += f"; {found['parsing']:.1f} cores with the standard parser" if "parsing" in found else ""
     print(f"  {name:<9} {count:5d} pods: {times}; {missed}; {costs}{writes}", flush=True)
 
 
@@ -270,6 +280,7 @@ def main() -> int:
             show("operator", count, ours)
             show("scraper", count, theirs)
             metrics |= {
+                f"pass_{count}_pods_ms": pass_seconds(count, job_body=JOB_BODY, pod_body=pod_body) * 1000,
                 f"cpu_cores_{count}_pods": ours["cpu"],
                 f"memory_mb_{count}_pods": ours["memory"],
                 f"edge_to_decision_p50_{count}_pods_s": ours["p50"],
@@ -282,9 +293,15 @@ def main() -> int:
                 "cpu_cores": ours["cpu"],
                 "memory_mb": ours["memory"],
                 "api_writes_per_s": ours["writes"],
-                "poll_cpu_ratio": theirs["cpu"] / ours["cpu"],
+                "poll_cpu_ratio": theirs["parsing"] / ours["cpu"],
+                "expression_poll_cpu_ratio": theirs["cpu"] / ours["cpu"],
+                "poll_missed_edges": int(theirs["missed"]),
                 "poll_latency_ratio": theirs["p50"] / ours["p50"],
             }
+        for count in PASS_ONLY:
+            cost = pass_seconds(count, job_body=JOB_BODY, pod_body=pod_body) * 1000
+            metrics[f"pass_{count}_pods_ms"] = cost
+            print(f"  operator  {count:5d} pods: one decision takes {cost:.1f} ms", flush=True)
     finally:
         devcluster("down", *PLANE)
     command = f"python -m bench.operator_scale {' '.join(sys.argv[1:])}".strip()

@@ -35,7 +35,7 @@ from tlt_workloads.contract import (
     encode,
 )
 
-PORT = 18000
+PORT = 18100
 PERIOD = 10.0  # seconds from one idle edge of a pod to its next
 IDLE_AFTER = 0.05  # seconds without a request until a pod calls itself idle
 METRICS_PAGE = Path(__file__).with_name("vllm_metrics.txt")

@@ -8,9 +8,11 @@ not be deleted while no operator runs; a timer or daemon would also end for good
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import uuid
+from collections.abc import Iterator
 from typing import Any, cast
 
 import aiohttp
@@ -20,13 +22,17 @@ from prometheus_client import start_http_server
 from tlt_operator.api.names import GROUP, JOB_PLURAL, VERSION
 from tlt_operator.clients.kube import Kubernetes
 from tlt_operator.config import Settings
-from tlt_operator.errors import FinalError
+from tlt_operator.errors import FinalError, TemporaryError
 from tlt_operator.reconcile.answers import cancel
+from tlt_operator.reconcile.backoff import LONGEST, Backoff
 from tlt_operator.reconcile.context import Context
-from tlt_operator.reconcile.election import Election, LeadershipLostError
+from tlt_operator.reconcile.election import Election, lead
 from tlt_operator.reconcile.jobs import Jobs
 from tlt_operator.telemetry.metrics import Metrics
 from tlt_operator.telemetry.probes import Probes
+
+COLLECT_AFTER = 50_000  # objects made and not dropped
+FIRST_RETRY = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +60,17 @@ class Operator:
         return self._jobs
 
     async def start(self) -> None:
-        """Connects, and checks what would otherwise fail without a word later.
+        """Connects, waits for the API server, and checks what would otherwise fail without a word later.
 
         Raises:
-            FinalError: no access to a cluster, or its resource definitions are missing.
+            kopf.PermanentError: no access to a cluster, or its resource definitions are missing.
         """
-        self._kube = await Kubernetes.connect(request_timeout=self.settings.request_timeout)
-        if not await self._kube.serves(GROUP):
-            raise FinalError(f"the cluster does not know {GROUP}; apply the CRDs (crds/*.yaml) first")
+        await self._probes.start(self.settings.probe_port)
+        try:
+            self._kube = await Kubernetes.connect(request_timeout=self.settings.request_timeout)
+            await self._check_cluster(self._kube)
+        except FinalError as error:
+            raise kopf.PermanentError(str(error)) from error
         # Every pod of every job holds one connection open, so their number is bounded by the jobs alone.
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30))
         context = Context(
@@ -80,10 +89,9 @@ class Operator:
                 name=self.settings.leader_lease,
                 identity=self.settings.leader_identity or f"{context.instance}_{uuid.uuid4()}",
             )
-            self._leading = asyncio.create_task(self._lead(self._election, self._jobs))
+            self._leading = asyncio.create_task(lead(self._election, begin=self._jobs.begin, pause=self._jobs.pause))
         else:
             self._jobs.begin()
-        await self._probes.start(self.settings.probe_port)
 
     async def stop(self) -> None:
         """Closes everything; leases and trainers stay for the next operator."""
@@ -101,17 +109,23 @@ class Operator:
         if self._kube is not None:
             await self._kube.close()
 
-    async def _lead(self, election: Election, jobs: Jobs) -> None:
-        """Acts while this operator holds the Lease, and stands by while it does not."""
+    async def _check_cluster(self, kube: Kubernetes) -> None:
+        """Returns when the API server has answered that it knows the project's kinds.
+
+        It waits here, because Kopf would try a failed start again only after a minute.
+        """
+        backoff = Backoff(first=FIRST_RETRY)
         while True:
-            await election.win()
-            jobs.begin()
             try:
-                await election.hold()
-            except LeadershipLostError as error:
-                logger.error("%s; this operator stands by", error)
-            finally:  # whatever ends the renewal ends the acting
-                await jobs.pause()
+                served = await kube.serves(GROUP)
+            except TemporaryError as error:
+                pause = backoff.next(error)
+                logger.warning("The API server is not there yet: %s; again in %.1fs", error, pause)
+                await asyncio.sleep(pause)
+                continue
+            if not served:
+                raise FinalError(f"the cluster does not know {GROUP}; apply the CRDs (crds/*.yaml) first")
+            return
 
     def _trouble(self) -> str:
         if self._jobs is None:
@@ -155,6 +169,15 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
     return registry
 
 
+class EndlessBackoffs:
+    """Kopf gives a call up when these run out, and a watch whose list was given up never begins again."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (0.5, 1.0, 2.0, 5.0)
+        while True:
+            yield LONGEST
+
+
 def configure_kopf(settings: kopf.OperatorSettings) -> None:
     """Own names on everything that Kopf might ever write, short timeouts, no dynamic discovery."""
     settings.persistence.finalizer = f"{GROUP}/operator"
@@ -162,6 +185,7 @@ def configure_kopf(settings: kopf.OperatorSettings) -> None:
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP, key="last-handled")
     settings.networking.request_timeout = 10
     settings.networking.connect_timeout = 5
+    settings.networking.error_backoffs = EndlessBackoffs()
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 310
     settings.posting.enabled = False
@@ -171,6 +195,10 @@ def configure_kopf(settings: kopf.OperatorSettings) -> None:
 def run(settings: Settings) -> None:
     """Runs until SIGTERM or SIGINT."""
     operator = Operator(settings)
+    # Each pass makes some objects for every pod and drops them all.  With the usual threshold the collector would look
+    # for cycles among them many times in every pass, and through what was imported as well.
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
     start_http_server(settings.metrics_port, registry=operator.metrics.registry)
     kopf.run(
         registry=register(operator),

@@ -46,6 +46,9 @@ class Settings:
     leader_namespace: str = "default"  # where that Lease is
     leader_identity: str = ""  # as which this process holds it; empty = one that no other process ever has
     max_leases: int = 0  # devices lent at one time, of all jobs together; 0 = no limit
+    visible_devices: bool = False  # jobs may use this placement: the policy that guards it is installed
+    token_overlap: float = 120.0  # each step of a token's rotation waits this long, for kubelets to bring it into pods
+    token_lifetime: float = 0.0  # a job's token is replaced when it is this old; 0 = only when asked for
     request_timeout: float = 10.0  # of calls to pods and to the API server, long polls excepted
 
     @classmethod
@@ -68,6 +71,10 @@ class Settings:
 def _parse(variable: str, text: str, kind: typing.Any) -> typing.Any:
     if typing.get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InvalidSettingsError(f"{variable}: expected true or false, got {text!r}")
+        return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:

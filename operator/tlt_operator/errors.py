@@ -20,8 +20,16 @@ class UnreachableError(TemporaryError):
     """No answer: refused, timed out, or broken off."""
 
 
+class OverloadedError(TemporaryError):
+    """The API server wants fewer calls (HTTP 429, 503 or 504), the next one not before `after` seconds."""
+
+    def __init__(self, message: str, *, after: float = 0.0) -> None:
+        super().__init__(message)
+        self.after = after
+
+
 class BusyError(TemporaryError):
-    """The other side answered that it cannot do so now (HTTP 409, 429 or 503); `reason` is its own word for why."""
+    """A pod answered that it cannot do so now (HTTP 409, 429 or 503); `reason` is its own word for why."""
 
     def __init__(self, message: str, *, reason: str = "") -> None:
         super().__init__(message)

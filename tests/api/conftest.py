@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,14 @@ class World:
     async def start(self) -> None:
         self._kubelet = asyncio.create_task(self._play_kubelet())
 
-    async def close(self) -> None:
-        await self.stop_operator()
+    async def stop_kubelet(self) -> None:
+        """Pods that are made from now on do not start."""
         if self._kubelet is not None:
             await cancel(self._kubelet)
+
+    async def close(self) -> None:
+        await self.stop_operator()
+        await self.stop_kubelet()
         for pod in (*self.trainers.values(), *self.rollouts.values(), *self.gateways):
             await pod.stop()
 
@@ -142,8 +147,9 @@ class World:
         plugin: bool = True,
         token: str | None = None,
         port: int = ROLLOUT_PORT,
+        change: Callable[[dict[str, Any]], None] | None = None,
     ) -> FakeRollout:
-        """A rollout pod, scheduled, running and ready, with a server behind its address."""
+        """A rollout pod, scheduled, running and ready, with a server at its address; `change` edits its manifest."""
         address = f"127.0.7.{next(_addresses)}"
         body: dict[str, Any] = {
             "apiVersion": "v1",
@@ -154,6 +160,8 @@ class World:
         if claim:
             body["spec"]["resourceClaims"] = [{"name": "gpu", "resourceClaimName": f"{name}-gpu"}]
             body["spec"]["containers"][0]["resources"] = {"claims": [{"name": "gpu", "request": "gpu-0"}]}
+        if change is not None:
+            change(body)
         await self.kube.create(body)
         server = FakeRollout(address, port, token=token or await self.token(job))
         if not plugin:
@@ -207,6 +215,16 @@ class World:
             return True
 
         await eventually_async(probe, deadline=60, reason=f"status {fields}")
+
+    async def until_workers(self, total: int) -> None:
+        """Waits until the job's status counts so many rollout pods."""
+
+        async def probe() -> bool:
+            workers = (await self.status()).get("workers", {})
+            assert workers.get("total") == total, workers
+            return True
+
+        await eventually_async(probe, deadline=60, reason=f"{total} workers")
 
     async def until_condition(self, kind: str, status: str, reason: str, name: str = "demo") -> dict[str, Any]:
         """Waits for a condition and returns it."""
@@ -316,9 +334,9 @@ def job_body(namespace: str, name: str = "demo", **spec: Any) -> dict[str, Any]:
     }
 
 
-@pytest_asyncio.fixture
-async def world(kube: Kubernetes, namespace: str) -> AsyncIterator[World]:
-    """An operator on a real API server; pods are played by the test."""
+@contextlib.asynccontextmanager
+async def open_world(kube: Kubernetes, namespace: str, *, operator: Kubernetes | None = None) -> AsyncIterator[World]:
+    """A world whose operator has a connection of its own to the API server, or the test's."""
     settings = Settings(
         workloads_image="workloads:test",
         operator_image="operator:test",
@@ -329,12 +347,21 @@ async def world(kube: Kubernetes, namespace: str) -> AsyncIterator[World]:
         request_timeout=5.0,
     )
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        context = Context(kube=kube, session=session, settings=settings)
+        context = Context(kube=operator or kube, session=session, settings=settings)
         found = World(kube=kube, namespace=namespace, context=context, jobs=Jobs(context))
         await found.start()
         await found.start_operator()
+        try:
+            yield found
+        finally:
+            await found.close()
+
+
+@pytest_asyncio.fixture
+async def world(kube: Kubernetes, namespace: str) -> AsyncIterator[World]:
+    """An operator on a real API server; pods are played by the test."""
+    async with open_world(kube, namespace) as found:
         yield found
-        await found.close()
 
 
 def read_crd(name: str) -> dict[str, Any]:

@@ -122,12 +122,13 @@ RIGHTS = {
     "tlt.dev/drafterrevisions": READ | {"create"},
     "tlt.dev/drafterrevisions/status": {"patch"},
     "pods": {"list", "watch", "create", "delete"},
+    "resource.k8s.io/resourceclaims": {"list", "watch"},
     "secrets": {"get", "create"},
     "services": {"get", "create", "patch", "delete"},
     "apps/deployments": {"get", "create", "patch", "delete"},
-    "apps/statefulsets": {"list", "watch", "create", "patch"},
-    "policy/poddisruptionbudgets": {"create", "patch"},
-    "resource.k8s.io/resourceclaimtemplates": {"list", "create", "patch", "delete"},
+    "apps/statefulsets": {"get", "list", "watch", "create", "patch"},
+    "policy/poddisruptionbudgets": {"get", "create", "patch"},
+    "resource.k8s.io/resourceclaimtemplates": {"get", "list", "create", "patch", "delete"},
     "events.k8s.io/events": {"list", "create", "patch"},
 }
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from tests.engine.conftest import PROMPTS
 from tests.support.eventually import eventually
-from tests.support.rollout_server import RolloutServer
+from tests.support.rollout_server import TOKEN, RolloutServer
 
 ROUTES = [
     ("GET", "/tlt/v1/state"),
@@ -30,6 +33,31 @@ def test_no_control_route_opens_without_the_token(
     status, answer = server.call(method, path, {}, token=token)
     assert status == 401
     assert answer["error"]["reason"] == "Unauthorized"
+
+
+def test_a_token_is_replaced_while_a_lease_is_held(server: RolloutServer) -> None:
+    """Both tokens open during the overlap, only the new one after it, and the lease goes through all of it."""
+    assert server.call("POST", "/tlt/v1/lease", {"holder": "trainer/1", "ttl": 60})[0] == 201
+    folder = server.log.parent
+    replace_token(folder, {"token": TOKEN, "token-next": "another"})
+    assert [server.call("GET", "/tlt/v1/state", token=token)[0] for token in (TOKEN, "another")] == [200, 200]
+    replace_token(folder, {"token": "another", "token-previous": TOKEN})
+    assert [server.call("GET", "/tlt/v1/state", token=token)[0] for token in (TOKEN, "another")] == [200, 200]
+    replace_token(folder, {"token": "another"})
+    assert [server.call("GET", "/tlt/v1/state", token=token)[0] for token in (TOKEN, "another")] == [401, 200]
+    state = server.call("GET", "/tlt/v1/lease?holder=trainer/1", token="another")[1]
+    assert state["lease"]["phase"] == "Granted"
+    replace_token(folder, {"token": TOKEN})
+    assert server.state()["lease"]["holder"] == "trainer/1"
+
+
+def replace_token(folder: Path, files: Mapping[str, str]) -> None:
+    """Each file by a rename; the ones not named go."""
+    for name, text in files.items():
+        (folder / f".{name}").write_text(text)
+        os.replace(folder / f".{name}", folder / name)
+    for name in {"token", "token-next", "token-previous"} - set(files):
+        (folder / name).unlink(missing_ok=True)
 
 
 def test_a_body_that_does_not_fit_names_the_field(server: RolloutServer) -> None:

@@ -44,16 +44,18 @@ from tlt_workloads.contract import (
     decode,
     encode,
 )
+from tlt_workloads.tokens import TokenFile, UnauthorizedError, bearer
 
 
 class FakePod:
-    """An HTTP server with long polls; `token` None accepts everything."""
+    """An HTTP server with long polls; `token` None accepts everything, a `TokenFile` what it says at that moment."""
 
-    def __init__(self, address: str, port: int, *, token: str | None = None) -> None:
+    def __init__(self, address: str, port: int, *, token: str | TokenFile | None = None) -> None:
         self.address, self.port, self.token = address, port, token
         self.boot = uuid.uuid4().hex[:8]
         self.seq = 1
         self.calls: list[str] = []
+        self.refused: list[str] = []
         self._changed = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
@@ -99,9 +101,23 @@ class FakePod:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.calls.append(f"{request.method} {request.path}")
-        if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
+        if not self._lets_in(request.headers.get("Authorization")):
+            self.refused.append(f"{request.method} {request.path}")
             return refusal(401, "Unauthorized", "wrong token")
         return await handler(request)
+
+    def _lets_in(self, authorization: str | None) -> bool:
+        if not isinstance(self.token, TokenFile):
+            return self.token is None or authorization == f"Bearer {self.token}"
+        try:
+            self.token.check(authorization)
+        except UnauthorizedError:
+            return False
+        return True
+
+    def sent_token(self) -> str | None:
+        """The token that this pod itself sends."""
+        return self.token.tokens()[0] if isinstance(self.token, TokenFile) else self.token
 
 
 def refusal(status: int, reason: str, message: str) -> web.Response:
@@ -111,7 +127,9 @@ def refusal(status: int, reason: str, message: str) -> web.Response:
 class FakeRollout(FakePod):
     """A rollout pod: tests call `generate` and `finish`; leases, configuration, drafters behave as the real ones."""
 
-    def __init__(self, address: str, port: int, *, token: str | None = None, idle_after: float = 0.05) -> None:
+    def __init__(
+        self, address: str, port: int, *, token: str | TokenFile | None = None, idle_after: float = 0.05
+    ) -> None:
         super().__init__(address, port, token=token)
         self.idle_after = idle_after
         self.running = 0
@@ -121,8 +139,11 @@ class FakeRollout(FakePod):
         self.method: str | None = "eagle3"
         self.config: RolloutConfig | None = None
         self.captured = 0
+        self.visible_devices: tuple[str, ...] = ()
         self.acceptance = AcceptanceCounters()
         self.refuse_drafter: str | None = None
+        self.may_load = asyncio.Event()  # a load waits for it, as for a slow store
+        self.may_load.set()
         self.busy_seconds = self.idle_seconds = self.lent_seconds = 0.0
         self.granted: list[LeaseRequest] = []
         self._quiet_since = self._counted = time.monotonic()
@@ -213,6 +234,7 @@ class FakeRollout(FakePod):
             acceptance=self.acceptance,
             engine_version="0",
             plugin_version="0",
+            visible_devices=self.visible_devices,
         )
 
     def end_lease(self) -> None:
@@ -300,6 +322,7 @@ class FakeRollout(FakePod):
 
     async def _drafter(self, request: web.Request) -> web.Response:
         load = decode(DrafterLoad, await request.json())
+        await self.may_load.wait()
         if self.refuse_drafter is not None:
             return refusal(422, "BadWeights", self.refuse_drafter)
         self.revision, self.acceptance = load, AcceptanceCounters()
@@ -320,7 +343,7 @@ class FakeRollout(FakePod):
 class FakeTrainer(FakePod):
     """A trainer pod: takes the lease that it is given, `trains`, and hands back when asked."""
 
-    def __init__(self, address: str, *, rollout_url: str, holder: str, token: str | None = None) -> None:
+    def __init__(self, address: str, *, rollout_url: str, holder: str, token: str | TokenFile | None = None) -> None:
         super().__init__(address, TRAINER_PORT, token=token)
         self.rollout_url, self.holder = rollout_url, holder
         self.phase = TrainerPhase.WAITING
@@ -355,6 +378,11 @@ class FakeTrainer(FakePod):
         self.phase, self.message = TrainerPhase.FAILED, message
         self.bump()
 
+    def hang(self) -> None:
+        """The supervisor does nothing any more: it neither hands back nor beats."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+
     def state(self) -> TrainerState:
         return TrainerState(
             seq=self.seq,
@@ -375,13 +403,14 @@ class FakeTrainer(FakePod):
         return await self.answer(request, lambda: encode(self.state()))
 
     async def _supervise(self) -> None:
-        headers = {"Authorization": f"Bearer {self.token}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
+        async with aiohttp.ClientSession() as session:
             seq = 0
             while True:
                 query = {"holder": self.holder, "seq": str(seq), "wait": "0.3"}
                 try:
-                    async with session.get(self.rollout_url + LEASE_ROUTE, params=query) as response:
+                    async with session.get(
+                        self.rollout_url + LEASE_ROUTE, params=query, headers=bearer(self.sent_token() or "")
+                    ) as response:
                         data = await response.json()
                 except aiohttp.ClientError:
                     await asyncio.sleep(0.05)
@@ -393,7 +422,8 @@ class FakeTrainer(FakePod):
     async def _obey(self, session: aiohttp.ClientSession, lease: LeaseView | None) -> None:
         mine = lease is not None and lease.holder == self.holder
         if mine and lease is not None and lease.phase is LeasePhase.REVOKING:
-            async with session.delete(self.rollout_url + LEASE_ROUTE, params={"holder": self.holder}):
+            query, headers = {"holder": self.holder}, bearer(self.sent_token() or "")
+            async with session.delete(self.rollout_url + LEASE_ROUTE, params=query, headers=headers):
                 self.windows += 1
                 mine = False
         wanted = TrainerPhase.TRAINING if mine else TrainerPhase.WAITING
@@ -405,7 +435,7 @@ class FakeTrainer(FakePod):
 class FakeGateway(FakePod):
     """A gateway that says what it is told to."""
 
-    def __init__(self, address: str, *, token: str | None = None) -> None:
+    def __init__(self, address: str, *, token: str | TokenFile | None = None) -> None:
         super().__init__(address, GATEWAY_PORT, token=token)
         self.queued = self.outstanding = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tlt_operator.api.job import Job, JobSpec, parse_spec
@@ -22,6 +23,8 @@ from tlt_workloads.contract import (
     TrainerState,
     config_digest,
 )
+
+NOW = 1000.0  # on the clock of the snapshots
 
 SPEC: dict[str, Any] = {
     "target": {"model": "/models/policy"},
@@ -97,10 +100,18 @@ def make_pod(name: str, **fields: Any) -> Pod:
     return Pod(name=name, **{**values, **fields})
 
 
-def make_rollout(name: str, state: RolloutState | None = None, **fields: Any) -> RolloutView:
+def make_rollout(
+    name: str,
+    state: RolloutState | None = None,
+    *,
+    age: float | None = None,
+    silent_for: float = 0.0,
+    **fields: Any,
+) -> RolloutView:
+    """`age` and `silent_for` count backwards from the time of the snapshot that the view is for."""
     pod = fields.pop("pod", None) or make_pod(name)
-    values: dict[str, Any] = {"age": 0.0 if state is not None else float("inf"), **fields}
-    return RolloutView(pod=pod, state=state, **values)
+    age = age if age is not None else 0.0 if state is not None else float("inf")
+    return RolloutView(pod=pod, state=state, heard_at=NOW - age, silent_since=NOW - silent_for, **fields)
 
 
 def busy(name: str, **fields: Any) -> RolloutView:
@@ -167,9 +178,15 @@ def holds(number: int) -> dict[str, Any]:
 
 
 def make_snapshot(*views: RolloutView | TrainerView, **fields: Any) -> Snapshot:
-    values: dict[str, Any] = {"job": make_job(), "now": 1000.0, **fields}
+    """At another `now` the views are as old as they were made."""
+    values: dict[str, Any] = {"job": make_job(), "now": NOW, **fields}
+    later = values["now"] - NOW
     return Snapshot(
-        rollouts=tuple(view for view in views if isinstance(view, RolloutView)),
+        rollouts=tuple(
+            dataclasses.replace(view, heard_at=view.heard_at + later, silent_since=view.silent_since + later)
+            for view in views
+            if isinstance(view, RolloutView)
+        ),
         trainers=tuple(view for view in views if isinstance(view, TrainerView)),
         **values,
     )

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,6 +35,10 @@ ROLLOUT_PORT = 8000
 TRAINER_PORT = 8001
 GATEWAY_PORT = 8000
 
+# Keys of the job's Secret, and so names of files where it is mounted; `tlt_workloads.tokens` says what each is for.
+TOKEN_KEY = "token"  # noqa: S105 - a name, not a secret
+TOKEN_NEXT_KEY = "token-next"  # noqa: S105
+TOKEN_PREVIOUS_KEY = "token-previous"  # noqa: S105
 TOKEN_FILE_VARIABLE = "TLT_TOKEN_FILE"  # noqa: S105 - the name of a variable, not a secret
 TOKEN_FILE_DEFAULT = "/var/run/secrets/tlt/token"  # noqa: S105 - a path, not a secret
 STORE_URL_VARIABLE = "TLT_STORE_URL"
@@ -192,6 +197,7 @@ class RolloutState:
     engine_version: str
     plugin_version: str
     swap_stall: float | None = None  # longest gap in running requests during the last drafter load
+    visible_devices: tuple[str, ...] = ()  # ids by which the container got devices without a claim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +365,8 @@ class ContractError(ValueError):
 
 def encode(payload: Any) -> dict[str, Any]:
     """Turns a payload into JSON-ready data; field names become camelCase, as everywhere in Kubernetes."""
-    return {_camel(item.name): _encode(getattr(payload, item.name)) for item in dataclasses.fields(payload)}
+    names = _names(typing.cast(Any, type(payload)))
+    return {name: _encode(getattr(payload, attribute)) for attribute, name in names.items()}
 
 
 def config_digest(config: RolloutConfig) -> str:
@@ -376,18 +383,25 @@ def decode(kind: type[Payload], data: Any, *, path: str = "") -> Payload:
     Raises:
         ContractError: a field is missing or has the wrong type.
     """
-    if not isinstance(data, Mapping):
-        raise ContractError(f"{path or kind.__name__}: expected an object, got {type(data).__name__}")
-    hints = typing.get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(typing.cast(Any, kind)):
-        name = _camel(item.name)
-        where = f"{path}.{name}" if path else name
-        if name in data:
-            values[item.name] = _decode(hints[item.name], data[name], where)
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise ContractError(f"{where}: required field is missing")
-    return kind(**values)
+    try:
+        return typing.cast(Payload, _reader(typing.cast(Any, kind))(data))
+    except _MisfitError as error:
+        where = error.where.removeprefix(".") if not path else path + error.where
+        raise ContractError(f"{where or kind.__name__}: {error.what}") from None
+
+
+class _MisfitError(Exception):
+    """A value does not fit; `where` grows from the inside out: ".field" and "[3]"."""
+
+    def __init__(self, what: str, *, where: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+
+
+@functools.cache
+def _names(kind: type[Any]) -> Mapping[str, str]:
+    return {item.name: _camel(item.name) for item in dataclasses.fields(kind)}
 
 
 def _camel(name: str) -> str:
@@ -405,32 +419,103 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(hint: Any, value: Any, where: str) -> Any:
+# An operator reads hundreds of states a second, and resolving type hints costs more than all else.  So the reader of
+# a type is made once, and where a value stands is spelled out only when it does not fit.
+_Reader = Callable[[Any], Any]
+
+
+@functools.cache
+def _reader(hint: Any) -> _Reader:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType or origin is typing.Union:
-        if value is None and type(None) in arguments:
-            return None
-        return _decode(next(item for item in arguments if item is not type(None)), value, where)
+        inner = _reader(next(item for item in arguments if item is not type(None)))
+        if type(None) not in arguments:
+            return inner
+        return lambda value: None if value is None else inner(value)
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ContractError(f"{where}: expected a list, got {type(value).__name__}")
-        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(inner) != len(value):
-            raise ContractError(f"{where}: expected {len(inner)} items, got {len(value)}")
-        return tuple(
-            _decode(kind, item, f"{where}[{index}]")
-            for index, (kind, item) in enumerate(zip(inner, value, strict=True))
-        )
+        return _tuple_reader(arguments)
     if dataclasses.is_dataclass(hint):
-        return decode(typing.cast(type[Any], hint), value, path=where)
+        return _payload_reader(typing.cast(type[Any], hint))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return _choice_reader(hint)
+    if isinstance(hint, type):
+        return _plain_reader(hint)
+    return lambda value: value
+
+
+def _payload_reader(kind: type[Any]) -> _Reader:
+    hints, names = typing.get_type_hints(kind), _names(typing.cast(Any, kind))
+    # Made at first use, because a type may contain itself.
+    readers: list[tuple[str, str, _Reader]] = []
+    required = [
+        names[item.name]
+        for item in dataclasses.fields(kind)
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    ]
+
+    def read(data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            raise _MisfitError(f"expected an object, got {type(data).__name__}")
+        if not readers:
+            readers.extend((attribute, name, _reader(hints[attribute])) for attribute, name in names.items())
+        values: dict[str, Any] = {}
+        name = ""
         try:
-            return hint(value)
+            for attribute, name, reader in readers:
+                if name in data:
+                    values[attribute] = reader(data[name])
+        except _MisfitError as error:
+            error.where = f".{name}{error.where}"
+            raise
+        for name in required:
+            if name not in data:
+                raise _MisfitError("required field is missing", where=f".{name}")
+        return kind(**values)
+
+    return read
+
+
+def _tuple_reader(arguments: tuple[Any, ...]) -> _Reader:
+    open_ended = arguments[-1] is Ellipsis
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise _MisfitError(f"expected a list, got {type(value).__name__}")
+        inner = arguments[:1] * len(value) if open_ended else arguments
+        if len(inner) != len(value):
+            raise _MisfitError(f"expected {len(inner)} items, got {len(value)}")
+        index = 0
+        try:
+            found = []
+            for index, (kind, item) in enumerate(zip(inner, value, strict=True)):  # noqa: B007 - told below
+                found.append(_reader(kind)(item))
+        except _MisfitError as error:
+            error.where = f"[{index}]{error.where}"
+            raise
+        return tuple(found)
+
+    return read
+
+
+def _choice_reader(kind: type[enum.Enum]) -> _Reader:
+    def read(value: Any) -> Any:
+        try:
+            return kind(value)
         except ValueError:
-            choices = ", ".join(str(item.value) for item in hint)
-            raise ContractError(f"{where}: {value!r} is not one of {choices}") from None
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and (not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool)):
-        raise ContractError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
-    return value
+            choices = ", ".join(str(item.value) for item in kind)
+            raise _MisfitError(f"{value!r} is not one of {choices}") from None
+
+    return read
+
+
+def _plain_reader(kind: type[Any]) -> _Reader:
+    def read(value: Any) -> Any:
+        if type(value) is kind:
+            return value
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise _MisfitError(f"expected {kind.__name__}, got {type(value).__name__}")
+        return value
+
+    return read

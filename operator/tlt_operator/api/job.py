@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tlt_operator.api.names import ROTATE_ANNOTATION
 from tlt_operator.api.quantities import parse_duration, parse_size
 from tlt_operator.errors import InvalidSpecError
 from tlt_workloads.contract import ContractError, MemoryMode, SpeculationMode, decode
 
+DEVICES_VARIABLE = "NVIDIA_VISIBLE_DEVICES"  # what NVIDIA's container runtime brings into a container
 STORE_SCHEMES = ("file:///", "s3://", "gs://", "abfs://")
 LEAST_SHARE = 0.1  # of `minNewTokens`: a drafter that has fallen behind cannot be helped with less
 
@@ -25,7 +27,8 @@ class Scope(enum.StrEnum):
 class Placement(enum.StrEnum):
     """How a trainer pod gets at the device of a rollout pod."""
 
-    SHARED_CLAIM = "SharedClaim"
+    SHARED_CLAIM = "SharedClaim"  # by the pod's own ResourceClaim
+    VISIBLE_DEVICES = "VisibleDevices"  # by the devices' ids, on clusters with a device plugin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +202,11 @@ class Speculation:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementOptions:
-    """How trainer pods get at devices."""
+    """How trainer pods get at devices; each option belongs to one strategy."""
 
     strategy: Placement = Placement.SHARED_CLAIM
+    requests: tuple[str, ...] = ()  # SharedClaim: the requests of the claims to lend; empty = all that the pod uses
+    runtime_class_name: str | None = None  # VisibleDevices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +266,7 @@ class Job:
     generation: int
     spec: JobSpec
     deleting: bool = False
+    token_request: str = ""  # a new value asks for another token of the control routes
 
     @property
     def key(self) -> str:
@@ -294,6 +300,7 @@ def parse_job(body: Mapping[str, Any]) -> Job:
         generation=metadata.get("generation", 0),
         spec=parse_spec(body.get("spec") or {}),
         deleting="deletionTimestamp" in metadata,
+        token_request=(metadata.get("annotations") or {}).get(ROTATE_ANNOTATION, ""),
     )
 
 
@@ -330,4 +337,26 @@ def _check(spec: JobSpec) -> None:
         raise InvalidSpecError(
             "spec.store.volumeClaim",
             f"spec.store.url is a file:/// URL; name the PersistentVolumeClaim that holds {spec.store.mount_path}",
+        )
+    _check_placement(spec)
+
+
+def _check_placement(spec: JobSpec) -> None:
+    """The operator may make pods that others may not, so a job must not choose their devices."""
+    placement, template = spec.placement, spec.training.template
+    if placement.requests and placement.strategy is not Placement.SHARED_CLAIM:
+        raise InvalidSpecError("spec.placement.requests", "has a meaning with strategy SharedClaim only; leave it out")
+    if placement.runtime_class_name is not None and placement.strategy is not Placement.VISIBLE_DEVICES:
+        raise InvalidSpecError(
+            "spec.placement.runtimeClassName", "has a meaning with strategy VisibleDevices only; leave it out"
+        )
+    if any(item.get("name") == DEVICES_VARIABLE for item in template.env):
+        raise InvalidSpecError(
+            "spec.training.template.env", f"must not set {DEVICES_VARIABLE}; spec.placement brings devices to trainers"
+        )
+    named = {name for group in template.resources.values() for name in group if "/" in name}
+    if named:
+        raise InvalidSpecError(
+            "spec.training.template.resources",
+            f"must not ask for devices ({', '.join(sorted(named))}); spec.placement brings them to trainers",
         )

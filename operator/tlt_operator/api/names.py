@@ -20,9 +20,15 @@ COMPONENT_LABEL = f"{GROUP}/component"
 ROLLOUT_UID_LABEL = f"{GROUP}/rollout-uid"  # on a trainer pod: the rollout pod whose device it shares
 ROLLOUT_POD_ANNOTATION = f"{GROUP}/rollout-pod"  # its name, for people (a pod name may be too long for a label)
 TEMPLATE_ANNOTATION = f"{GROUP}/template"  # digest of the manifest that a pod was made from
+DEVICES_ANNOTATION = f"{GROUP}/visible-devices"  # devices of a pod that has them from a device plugin
+ROTATE_ANNOTATION = (
+    f"{GROUP}/rotate-token"  # on a TLTJob: a new value asks for another token; on the Secret: the last one met
+)
+ROTATED_AT_ANNOTATION = f"{GROUP}/token-changed-at"  # on the Secret: when the last step of a rotation was made
 ORDINAL_LABEL = "apps.kubernetes.io/pod-index"  # set by Kubernetes on the pods of a StatefulSet
 
-TOKEN_KEY = "token"  # noqa: S105 - the key within the Secret, not a secret
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+QUEUE_GATE = "kueue.x-k8s.io/admission"
 
 
 class Component(enum.StrEnum):
@@ -78,6 +84,15 @@ class Reason(enum.StrEnum):
     DELETING = "Deleting"
     NO_CLAIM = "NoResourceClaim"
     NO_DRA = "ClusterWithoutDRA"
+    CLAIMS_HIDDEN = "ResourceClaimsHidden"
+    NO_SUCH_REQUEST = "NoSuchRequest"
+    CLAIM_DELETED = "ResourceClaimDeleted"
+    EXTENDED_RESOURCE = "ExtendedResource"
+    VISIBLE_DEVICES_OFF = "VisibleDevicesOff"
+    NO_DEVICES = "NoVisibleDevices"
+    QUEUED = "QueuedByKueue"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    NO_PRIORITY_CLASS = "NoPriorityClass"
     TRAINER_FAILED = "TrainerFailed"
     # DrafterReady
     REVISION_ACTIVE = "RevisionActive"
@@ -88,7 +103,6 @@ class Reason(enum.StrEnum):
     # Degraded
     AS_EXPECTED = "AsExpected"
     POOL_STUCK = "PoolStuck"
-    QUOTA_EXCEEDED = "QuotaExceeded"
     PODS_REFUSED = "PodsRefused"
     PODS_UNREACHABLE = "PodsUnreachable"
     CHILD_NOT_APPLIED = "ChildNotApplied"
@@ -126,10 +140,14 @@ class EventReason(enum.StrEnum):
     TRAINER_FAILED = "TrainerFailed"
     POOL_APPLIED = "PoolApplied"
     POD_REPLACED = "PodReplaced"
+    TRAINER_REFUSED = "TrainerRefused"
+    POD_SKIPPED = "PodSkipped"
     REVISION_CREATED = "RevisionCreated"
     REVISION_ACTIVE = "RevisionActive"
     REVISION_ROLLED_BACK = "RevisionRolledBack"
+    TOKEN_ROTATED = "TokenRotated"  # noqa: S105 - a reason, not a secret
     ACTION_FAILED = "ActionFailed"
+    FIELD_SET_BACK = "FieldSetBack"
 
 
 def gateway_name(job: str) -> str:
@@ -154,4 +172,14 @@ def token_secret_name(job: str) -> str:
 
 def trainer_name(job: str, *, rollout_uid: str) -> str:
     """One name per rollout pod, so that the API server itself refuses a second trainer on one device."""
-    return f"{job}-trainer-{hashlib.sha256(rollout_uid.encode()).hexdigest()[:8]}"
+    return f"{_trainer_prefix(job)}{hashlib.sha256(rollout_uid.encode()).hexdigest()[:8]}"
+
+
+def is_trainer_name(name: str, *, job: str) -> bool:
+    """Whether a pod of this name is a trainer of the job, also one that is gone."""
+    prefix = _trainer_prefix(job)
+    return name.startswith(prefix) and len(name) == len(prefix) + 8
+
+
+def _trainer_prefix(job: str) -> str:
+    return f"{job}-trainer-"

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlt_operator.api.names import JOB_LABEL, ORDINAL_LABEL, ROLLOUT_UID_LABEL, TEMPLATE_ANNOTATION
+from tlt_operator.api.names import (
+    DEVICES_ANNOTATION,
+    JOB_LABEL,
+    ORDINAL_LABEL,
+    QUEUE_GATE,
+    QUEUE_LABEL,
+    ROLLOUT_UID_LABEL,
+    TEMPLATE_ANNOTATION,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +44,13 @@ class Pod:
     deleting: bool = False
     created: str = ""  # RFC 3339, by the API server's clock
     claims: tuple[DeviceClaim, ...] = ()
+    extended_claim: str | None = None  # the claim that the scheduler made for an extended resource
+    plugin_devices: int = 0  # devices asked of device plugins, such as nvidia.com/gpu
+    visible_devices: tuple[str, ...] | None = None  # ids of devices that it has without a claim; None = not known yet
     tolerations: tuple[Mapping[str, Any], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     controller: str | None = None  # uid of the object that makes and replaces it
+    queued: bool = False  # Kueue decides when it may start
     template: str | None = None  # pods that the operator makes: digest of the manifest
     trouble: str | None = None  # why it does not start, in the kubelet's or scheduler's words
 
@@ -51,6 +63,13 @@ class Pod:
     def claim_names(self) -> frozenset[str]:
         """The ResourceClaims that exist for it; pods that have one in common share its devices."""
         return frozenset(item.claim for item in self.claims if item.claim is not None)
+
+    @property
+    def holdings(self) -> frozenset[str]:
+        """What two pods must not both use: claims by name, and devices without a claim by node and id."""
+        if not self.visible_devices:
+            return self.claim_names
+        return self.claim_names | {f"{self.node}/{device}" for device in self.visible_devices}
 
     @property
     def job(self) -> str | None:
@@ -77,6 +96,7 @@ class Pod:
 def parse_pod(body: Mapping[str, Any]) -> Pod:
     """Reads a Pod as the API server returns it."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
     ready = any(item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions") or ())
     return Pod(
         name=metadata["name"],
@@ -90,10 +110,14 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
         deleting="deletionTimestamp" in metadata,
         created=metadata.get("creationTimestamp", ""),
         claims=_claims(spec, status),
+        extended_claim=(status.get("extendedResourceClaimStatus") or {}).get("resourceClaimName"),
+        plugin_devices=_plugin_devices(spec),
+        visible_devices=device_ids(annotations[DEVICES_ANNOTATION]) if DEVICES_ANNOTATION in annotations else None,
         tolerations=tuple(spec.get("tolerations") or ()),
-        labels=metadata.get("labels") or {},
+        labels=labels,
         controller=_controller(metadata),
-        template=(metadata.get("annotations") or {}).get(TEMPLATE_ANNOTATION),
+        queued=QUEUE_LABEL in labels or any(gate["name"] == QUEUE_GATE for gate in spec.get("schedulingGates") or ()),
+        template=annotations.get(TEMPLATE_ANNOTATION),
         trouble=_trouble(status),
     )
 
@@ -101,6 +125,21 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
 def _controller(metadata: Mapping[str, Any]) -> str | None:
     owners = metadata.get("ownerReferences") or ()
     return next((item["uid"] for item in owners if item.get("controller")), None)
+
+
+def device_ids(text: str) -> tuple[str, ...]:
+    """The parts of a list such as `GPU-1b2c,GPU-3d4e` or `0,1`, as they are written; each once."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _plugin_devices(spec: Mapping[str, Any]) -> int:
+    """Extended resources are whole numbers, and have a domain that is not Kubernetes' own."""
+    return sum(
+        int(quantity)
+        for container in spec.get("containers") or ()
+        for name, quantity in ((container.get("resources") or {}).get("limits") or {}).items()
+        if "/" in name and not name.split("/")[0].endswith("kubernetes.io") and str(quantity).isdecimal()
+    )
 
 
 def _claims(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[DeviceClaim, ...]:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tlt_operator.api.names import ConditionType, Reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obstacle:
+    """Why something that should be is not: a listed reason, and a sentence that names the object and the fix."""
+
+    reason: Reason
+    message: str
+
 
 ROLLOUT_READY: Mapping[Reason, str] = {
     Reason.PODS_READY: "Every rollout pod answers.",
@@ -39,6 +49,20 @@ DATA_READY: Mapping[Reason, str] = {
     Reason.NO_ANSWER: "No rollout pod has answered yet.",
 }
 
+PLACEMENT: Mapping[Reason, str] = {
+    Reason.NO_CLAIM: "A rollout pod uses no ResourceClaim, so no trainer can share its device.",
+    Reason.NO_DRA: "The cluster has no dynamic resource allocation.",
+    Reason.CLAIMS_HIDDEN: "The operator may not list ResourceClaims in the job's namespace.",
+    Reason.NO_SUCH_REQUEST: "`spec.placement.requests` names a request that the claims of a rollout pod do not have.",
+    Reason.CLAIM_DELETED: "The ResourceClaim of a rollout pod is being deleted; no further pod may use it.",
+    Reason.EXTENDED_RESOURCE: (
+        "A rollout pod has its device from a claim that the scheduler made for an extended resource; "
+        "such a claim is not for other pods."
+    ),
+    Reason.VISIBLE_DEVICES_OFF: "`spec.placement.strategy` is `VisibleDevices`, and the operator does not allow it.",
+    Reason.NO_DEVICES: "A rollout pod does not say which devices it has, or says what cannot be right.",
+}
+
 HARVESTING: Mapping[Reason, str] = {
     Reason.LEASE_HELD: "The device of the named pod is lent, or is just being handed back.",
     Reason.NO_IDLE_POD: (
@@ -57,8 +81,7 @@ HARVESTING: Mapping[Reason, str] = {
     ),
     Reason.SUSPENDED: "`spec.suspend` is true.",
     Reason.DELETING: "The TLTJob is being deleted.",
-    Reason.NO_CLAIM: "A rollout pod uses no ResourceClaim, so no trainer can share its device.",
-    Reason.NO_DRA: "The cluster has no dynamic resource allocation.",
+    **PLACEMENT,
     Reason.INVALID_SPEC: "A field of the job cannot be used; the message names it.",
 }
 
@@ -73,16 +96,17 @@ DRAFTER_READY: Mapping[Reason, str] = {
 DEGRADED: Mapping[Reason, str] = {
     Reason.AS_EXPECTED: "Nothing needs a person.",
     Reason.POOL_STUCK: "Pods of `spec.rollout.pool` do not come up, or its change has stood still for long.",
-    Reason.QUOTA_EXCEEDED: "A ResourceQuota leaves no room for pods of `spec.rollout.pool`.",
     Reason.PODS_REFUSED: "The API server refuses pods of `spec.rollout.pool`; the message has its words.",
-    Reason.NO_CLAIM: "A rollout pod uses no ResourceClaim, so no trainer can share its device.",
-    Reason.NO_DRA: "The cluster has no dynamic resource allocation.",
+    **PLACEMENT,
     Reason.CHILD_NOT_APPLIED: "The gateway, the pool, a Service or the token's Secret could not be made.",
     Reason.PODS_NOT_READY: "A rollout pod has been silent for long, and is not ready by Kubernetes' own account.",
     Reason.PODS_UNREACHABLE: "A rollout pod has not answered on `spec.port` for long.",
     Reason.PLUGIN_MISSING: "The server on `spec.port` runs without the rollout plugin, and cannot be lent.",
     Reason.TOKEN_REFUSED: "The pod has another control token than the job's Secret.",
     Reason.INCOMPATIBLE: "Plugin and operator are of versions that do not understand each other.",
+    Reason.QUEUED: "Kueue holds a trainer pod back; trainers must not be queued.",
+    Reason.QUOTA_EXCEEDED: "A ResourceQuota leaves no room for a trainer pod or a pod of `spec.rollout.pool`.",
+    Reason.NO_PRIORITY_CLASS: "The priority class of the trainer pods does not exist.",
     Reason.TRAINER_FAILED: "A trainer pod does not start, has died, or its last window failed.",
     Reason.REVISION_REFUSED: "A pod refused the revision; the message says why.",
     Reason.GATEWAY_UNREACHABLE: "The gateway has not answered for long.",

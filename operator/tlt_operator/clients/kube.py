@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
+import random
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +23,10 @@ from tlt_operator.api.names import (
     REVISION_PLURAL,
 )
 from tlt_operator.errors import (
-    BusyError,
     ConflictError,
     FinalError,
     NotFoundError,
+    OverloadedError,
     RefusedError,
     TemporaryError,
     UnauthorizedError,
@@ -34,6 +35,11 @@ from tlt_operator.errors import (
 
 Object = dict[str, Any]
 CLOSING = 0.25  # seconds
+# A watch ends after this many seconds, or half as many more, and begins again with a list: nothing missed stays missed.
+WATCH_LIFETIME = 300
+# Bookmarks come once a minute, the first one perhaps after two (k8s.io/apiserver/pkg/storage/cacher); a watch that is
+# silent for longer is dead, even when its connection is open.
+WATCH_SILENCE = 130.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,7 @@ DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments"
 STATEFUL_SET = Kind(api_version="apps/v1", kind="StatefulSet", plural="statefulsets")
 DISRUPTION_BUDGET = Kind(api_version="policy/v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets")
 CLAIM_TEMPLATE = Kind(api_version="resource.k8s.io/v1", kind="ResourceClaimTemplate", plural="resourceclaimtemplates")
+RESOURCE_CLAIM = Kind(api_version="resource.k8s.io/v1", kind="ResourceClaim", plural="resourceclaims")
 LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 JOB = Kind(api_version=API_VERSION, kind=JOB_KIND, plural=JOB_PLURAL)
 REVISION = Kind(api_version=API_VERSION, kind=REVISION_KIND, plural=REVISION_PLURAL)
@@ -96,18 +103,20 @@ class WatchEvent:
 class Kubernetes:
     """A connection to one API server, usable by many tasks at once."""
 
-    # A watch ends after this many seconds and begins again with a list, so that nothing missed stays missed.
-    WATCH_LIFETIME = 300
-    # Bookmarks come about once a minute; a watch that is silent for longer is dead, even when its connection is open.
-    WATCH_SILENCE = 150
-
-    def __init__(self, api: client.ApiClient, *, request_timeout: float = 10.0) -> None:
+    def __init__(
+        self, api: client.ApiClient, *, request_timeout: float = 10.0, watch_silence: float = WATCH_SILENCE
+    ) -> None:
         self._api = api
         self._timeout = request_timeout
+        self._watch_silence = watch_silence
 
     @classmethod
-    async def connect(cls, *, kubeconfig: str | None = None, request_timeout: float = 10.0) -> Kubernetes:
+    async def connect(
+        cls, *, kubeconfig: str | None = None, request_timeout: float = 10.0, watch_silence: float = WATCH_SILENCE
+    ) -> Kubernetes:
         """Uses the kubeconfig named, else the pod's service account, else the user's kubeconfig.
+
+        A watch that tells nothing for `watch_silence` seconds is taken for dead.
 
         Raises:
             FinalError: there is no usable configuration.
@@ -125,7 +134,7 @@ class Kubernetes:
                     await config.load_kube_config(client_configuration=configuration)
         except (config.ConfigException, OSError) as error:
             raise FinalError(f"no access to a cluster: {error}; set KUBECONFIG or run in a pod") from error
-        return cls(client.ApiClient(configuration), request_timeout=request_timeout)
+        return cls(client.ApiClient(configuration), request_timeout=request_timeout, watch_silence=watch_silence)
 
     async def close(self) -> None:
         """Closes all connections, TLS ones politely.
@@ -168,18 +177,23 @@ class Kubernetes:
         Raises:
             ConflictError: it exists already.
         """
-        kind, metadata = _kind_of(body), body["metadata"]
+        kind, metadata = kind_of(body), body["metadata"]
         query = [("fieldManager", FIELD_MANAGER)]
         return await self._json("POST", kind.path(metadata["namespace"]), body=body, query=query)
 
-    async def apply(self, body: Object) -> Object:
-        """Server-side apply: the fields given become as given, all others stay as they are."""
-        kind, metadata = _kind_of(body), body["metadata"]
+    async def apply(self, body: Object, *, force: bool = True) -> Object:
+        """Server-side apply: the fields given become as given, all others stay as they are.
+
+        Raises:
+            ConflictError: without `force`, somebody else has set one of the fields to another value; the message says
+                who and which.
+        """
+        kind, metadata = kind_of(body), body["metadata"]
         return await self._json(
             "PATCH",
             kind.path(metadata["namespace"], metadata["name"]),
             body=body,
-            query=[("fieldManager", FIELD_MANAGER), ("force", "true")],
+            query=[("fieldManager", FIELD_MANAGER), ("force", "true" if force else "false")],
             content_type="application/apply-patch+yaml",
         )
 
@@ -189,7 +203,7 @@ class Kubernetes:
         Raises:
             ConflictError: somebody else has changed it since.
         """
-        kind, metadata = _kind_of(body), body["metadata"]
+        kind, metadata = kind_of(body), body["metadata"]
         query = [("fieldManager", FIELD_MANAGER)]
         return await self._json("PUT", kind.path(metadata["namespace"], metadata["name"]), body=body, query=query)
 
@@ -214,14 +228,22 @@ class Kubernetes:
         )
 
     async def delete(self, kind: Kind, *, namespace: str, name: str, uid: str | None = None) -> None:
-        """Deletes an object, and with `uid` only that very one; it is no error when it is gone already."""
+        """Deletes an object, and with `uid` only that very one; it is no error when it is gone already.
+
+        Raises:
+            ConflictError: it is still there, and the API server would not delete it just now.
+        """
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         try:
             await self._json("DELETE", kind.path(namespace, name), body=options)
-        except (NotFoundError, ConflictError):
-            return  # gone, or another object bears the name now
+        except NotFoundError:
+            return
+        except ConflictError as error:
+            if "UID in precondition" not in str(error):
+                raise
+            return  # another object bears the name now
 
     async def serves(self, group: str) -> bool:
         """Whether the cluster has an API group."""
@@ -244,13 +266,20 @@ class Kubernetes:
             ("watch", "true"),
             ("resourceVersion", answer["metadata"]["resourceVersion"]),
             ("allowWatchBookmarks", "true"),
-            ("timeoutSeconds", str(self.WATCH_LIFETIME)),
+            # Spread, so that the watches of an operator that started with many jobs do not all end at once.
+            ("timeoutSeconds", str(round(WATCH_LIFETIME * random.uniform(1.0, 1.5)))),  # noqa: S311
         ]
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self.WATCH_SILENCE)
-        response = await self._send("GET", kind.path(namespace), query=query, timeout=timeout)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._watch_silence)
+        try:
+            async with asyncio.timeout(
+                self._timeout
+            ):  # the head of the answer comes at once, whatever there is to tell
+                response = await self._send("GET", kind.path(namespace), query=query, timeout=timeout)
+        except TimeoutError as error:
+            raise UnreachableError(f"the watch of {kind.plural} was not answered in {self._timeout:g}s") from error
         try:
             async for line in _lines(response):
-                event = json.loads(line)
+                event = _parsed(line)
                 if event["type"] == "ERROR":
                     return  # most often 410 Gone: the list is taken again
                 if event["type"] != "BOOKMARK":
@@ -299,9 +328,9 @@ class Kubernetes:
             answer = await self._api.call_api(*request, _request_timeout=timeout)
             if not 200 <= answer.status <= 299:
                 await answer.read()
-                raise _renamed(answer.status, f"{method} {path}", answer.data)
+                raise _renamed(answer.status, f"{method} {path}", answer.data, answer.headers)
         except ApiException as error:
-            raise _renamed(error.status or 0, f"{method} {path}", error.body) from error
+            raise _renamed(error.status or 0, f"{method} {path}", error.body, error.headers or {}) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"{method} {path}: {error!r}") from error
         response: aiohttp.ClientResponse = answer.response
@@ -317,13 +346,26 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         raise UnreachableError(f"watch broke off: {error!r}") from error
 
 
-def _kind_of(body: Mapping[str, Any]) -> Kind:
+def _parsed(line: bytes) -> Object:
+    try:
+        event: Object = json.loads(line)
+    except ValueError as error:
+        raise UnreachableError(f"watch told no JSON: {error}") from error
+    return event
+
+
+def kind_of(body: Mapping[str, Any]) -> Kind:
+    """The kind of an object that says so itself."""
     return _BY_KIND[body["kind"]]
 
 
-def _renamed(status: int, call: str, body: object) -> TemporaryError | FinalError:
-    message = f"{call}: {_message(body) or f'HTTP {status}'}"
+def _renamed(status: int, call: str, body: object, headers: Mapping[str, str]) -> TemporaryError | FinalError:
+    answer = _status_object(body)
+    message = f"{call}: {answer.get('message') or f'HTTP {status}'}"
     match status:
+        case 404 if not (answer.get("details") or {}).get("name"):
+            # Not the object is missing but its kind, as for a moment while its definition is changed.
+            return UnreachableError(f"{message}; the API server does not serve this kind")
         case 404:
             return NotFoundError(message)
         case 401 | 403:
@@ -331,16 +373,21 @@ def _renamed(status: int, call: str, body: object) -> TemporaryError | FinalErro
         case 409:
             return ConflictError(message)
         case 429 | 503 | 504:
-            return BusyError(message)
+            return OverloadedError(message, after=_seconds(headers.get("Retry-After")))
         case _ if 400 <= status < 500:
             return RefusedError(message)
         case _:
             return UnreachableError(message)
 
 
-def _message(body: object) -> str:
+def _status_object(body: object) -> Mapping[str, Any]:
+    """The `Status` that the API server explains itself with; empty when somebody else answered."""
     try:
         parsed = json.loads(body) if isinstance(body, str | bytes) else body
     except ValueError:
-        return ""
-    return str(parsed.get("message", "")) if isinstance(parsed, Mapping) else ""
+        return {}
+    return parsed if isinstance(parsed, Mapping) else {}
+
+
+def _seconds(text: str | None) -> float:
+    return float(text) if text is not None and text.isdigit() else 0.0

@@ -24,12 +24,16 @@ LARGEST_ANSWER = 4 << 20  # bytes; a trainer with a thousand candidates stays fa
 
 
 class PodClient:
-    """Calls to the pods of one job.  `token` may be replaced while calls are under way."""
+    """Calls to the pods of one job.
 
-    def __init__(self, session: aiohttp.ClientSession, *, token: str, request_timeout: float) -> None:
+    `tokens` may be replaced while calls are under way: the one to send, and during a rotation the other one, which a
+    pod may still want that is a step behind.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, *, tokens: tuple[str, ...], request_timeout: float) -> None:
         self._session = session
         self._timeout = request_timeout
-        self.token = token
+        self.tokens = tokens
 
     async def poll(self, kind: type[Payload], url: str, *, seq: int, wait: float) -> Payload:
         """A long poll: the answer when it differs from `seq`, or the same one again after `wait` seconds."""
@@ -58,21 +62,36 @@ class PodClient:
             IncompatibleError: the answer is no JSON.
         """
         timeout = aiohttp.ClientTimeout(total=request_timeout or self._timeout, sock_connect=self._timeout)
+        status, text = 401, b""
+        for token in self.tokens:
+            status, text = await self._send(method, url, body=body, query=query, token=token, timeout=timeout)
+            if status != 401:
+                break
+        return _judge(f"{method} {url}", status, text)
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: Mapping[str, Any] | None,
+        query: Mapping[str, str] | None,
+        token: str,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - handed to the HTTP client
+    ) -> tuple[int, bytes]:
         try:
             async with self._session.request(
                 method,
                 url,
                 json=body,
                 params=query,
-                headers={"Authorization": f"Bearer {self.token}"},
+                headers={"Authorization": f"Bearer {token}"},
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:
-                text = await _read(response)
-                status = response.status
+                return response.status, await _read(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"{method} {url}: {error!r}") from error
-        return _judge(f"{method} {url}", status, text)
 
 
 def decode_answer(kind: type[Payload], data: Any, url: str) -> Payload:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from tlt_operator.api.job import Job
@@ -15,7 +16,6 @@ from tlt_operator.api.names import (
     JOB_KIND,
     JOB_LABEL,
     MANAGED_BY,
-    TOKEN_KEY,
     Component,
     token_secret_name,
 )
@@ -72,17 +72,12 @@ def owner(job: Job) -> Manifest:
 
 
 def token_volume(job: Job) -> tuple[Manifest, Manifest, Manifest]:
-    """Volume, mount and environment variable that bring the control token to a container."""
-    folder, _, file = TOKEN_FILE_DEFAULT.rpartition("/")
-    volume = {
-        "name": "token",
-        "secret": {
-            "secretName": token_secret_name(job.name),
-            "items": [{"key": TOKEN_KEY, "path": file}],
-            "defaultMode": 0o440,
-        },
-    }
-    mount = {"name": "token", "mountPath": folder, "readOnly": True}
+    """Volume, mount and environment variable that bring the control token to a container.
+
+    The whole Secret and no `subPath`: a rotation adds and removes keys, and the kubelet replaces whole mounts only.
+    """
+    volume = {"name": "token", "secret": {"secretName": token_secret_name(job.name), "defaultMode": 0o440}}
+    mount = {"name": "token", "mountPath": str(PurePosixPath(TOKEN_FILE_DEFAULT).parent), "readOnly": True}
     return volume, mount, {"name": TOKEN_FILE_VARIABLE, "value": TOKEN_FILE_DEFAULT}
 
 

@@ -1,4 +1,4 @@
-"""The trainer pod: a bare Pod on the device claim of one rollout pod."""
+"""The trainer pod: a bare Pod on the devices of one rollout pod."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import (
+    DEVICES_ANNOTATION,
     ROLLOUT_POD_ANNOTATION,
     ROLLOUT_UID_LABEL,
     TEMPLATE_ANNOTATION,
@@ -16,6 +17,8 @@ from tlt_operator.api.names import (
 from tlt_operator.api.pod import Pod
 from tlt_operator.config import Settings
 from tlt_operator.manifests.common import CONTAINER_SECURITY, POD_SECURITY, Manifest, digest, metadata, token_volume
+from tlt_operator.placement.choice import choose
+from tlt_operator.placement.strategy import Share, Site
 from tlt_workloads.contract import (
     HOLDER_VARIABLE,
     JOB_VARIABLE,
@@ -49,13 +52,21 @@ def trainer_config(job: Job) -> TrainerConfig:
     )
 
 
-def trainer_pod(job: Job, rollout: Pod, *, settings: Settings) -> Manifest:
-    """The trainer pod for the device of `rollout`, which must use at least one ResourceClaim that exists.
+def trainer_pod(job: Job, rollout: Pod, *, settings: Settings, site: Site) -> Manifest:
+    """The trainer pod for the devices of `rollout`, for which the job's placement must be ready.
 
-    It names no node: the scheduler follows the claim's allocation, and a pod with `nodeName` would never be reserved
-    on the claim.  It asks for little CPU and has no CPU limit, so that the kernel gives contended cores to the rollout.
+    It never has a `nodeName`: that would go past the scheduler, and the pod would never be reserved on its claim.
+    It asks for little CPU and has no CPU limit, so that the kernel gives contended cores to the rollout.
     """
-    spec = _pod_spec(job, rollout, settings=settings)
+    share = choose(job.spec.placement).share(rollout, site)
+    spec = _pod_spec(job, rollout, share, settings=settings)
+    annotations = {
+        ROLLOUT_POD_ANNOTATION: rollout.name,
+        TEMPLATE_ANNOTATION: digest(spec),
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
+    }
+    if not share.claims and rollout.visible_devices:
+        annotations[DEVICES_ANNOTATION] = ",".join(rollout.visible_devices)  # no two trainers on one device
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -64,17 +75,13 @@ def trainer_pod(job: Job, rollout: Pod, *, settings: Settings) -> Manifest:
             trainer_name(job.name, rollout_uid=rollout.uid),
             component=Component.TRAINER,
             labels={ROLLOUT_UID_LABEL: rollout.uid},
-            annotations={
-                ROLLOUT_POD_ANNOTATION: rollout.name,
-                TEMPLATE_ANNOTATION: digest(spec),
-                "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
-            },
+            annotations=annotations,
         ),
         "spec": spec,
     }
 
 
-def _pod_spec(job: Job, rollout: Pod, *, settings: Settings) -> Manifest:
+def _pod_spec(job: Job, rollout: Pod, share: Share, *, settings: Settings) -> Manifest:
     template = job.spec.training.template
     token, token_mount, token_variable = token_volume(job)
     volumes: list[Manifest] = [token, {"name": "tmp", "emptyDir": {}}]
@@ -87,10 +94,10 @@ def _pod_spec(job: Job, rollout: Pod, *, settings: Settings) -> Manifest:
         "image": template.image or settings.workloads_image,
         "imagePullPolicy": template.image_pull_policy or settings.image_pull_policy,
         "command": ["python", "-m", "tlt_workloads.trainer"],
-        "env": _environment(job, rollout, token_variable),
+        "env": _environment(job, rollout, share, token_variable),
         "ports": [{"name": "control", "containerPort": TRAINER_PORT}],
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": "control"}, "periodSeconds": 2, "timeoutSeconds": 5},
-        "resources": _resources(job, rollout, settings=settings),
+        "resources": _resources(job, share, settings=settings),
         "securityContext": dict(CONTAINER_SECURITY),
         "terminationMessagePolicy": "FallbackToLogsOnError",  # what it died of shows in the job's condition
         "volumeMounts": mounts,
@@ -103,9 +110,9 @@ def _pod_spec(job: Job, rollout: Pod, *, settings: Settings) -> Manifest:
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": int(job.spec.reclaim.grace) + STOP_MARGIN,
         "securityContext": dict(POD_SECURITY),
-        "resourceClaims": [{"name": claim.name, "resourceClaimName": claim.claim} for claim in rollout.claims],
         "containers": [container],
         "volumes": volumes,
+        **share.pod,
     }
     tolerations = [*rollout_tolerations(rollout), *template.tolerations]
     if tolerations:
@@ -124,7 +131,7 @@ def rollout_tolerations(rollout: Pod) -> list[dict[str, Any]]:
     return [dict(item) for item in rollout.tolerations if item.get("key") not in defaults]
 
 
-def _environment(job: Job, rollout: Pod, token_variable: Manifest) -> list[Manifest]:
+def _environment(job: Job, rollout: Pod, share: Share, token_variable: Manifest) -> list[Manifest]:
     config = json.dumps(encode(trainer_config(job)), sort_keys=True)
     own: list[Manifest] = [
         {"name": POD_NAME_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -136,6 +143,7 @@ def _environment(job: Job, rollout: Pod, token_variable: Manifest) -> list[Manif
         {"name": TRAINER_CONFIG_VARIABLE, "value": config},
         token_variable,
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - in the container; libraries cache below it
+        *({"name": name, "value": value} for name, value in share.environment.items()),
     ]
     chosen = [dict(item) for item in job.spec.training.template.env]
     return [*chosen, *own]
@@ -146,16 +154,13 @@ def _host(rollout: Pod) -> str:
     return f"[{ip}]" if ":" in ip else ip
 
 
-def _resources(job: Job, rollout: Pod, *, settings: Settings) -> Manifest:
+def _resources(job: Job, share: Share, *, settings: Settings) -> Manifest:
     chosen = job.spec.training.template.resources
     requests = {"cpu": settings.trainer_cpu_request, "memory": settings.trainer_memory_request}
     requests.update(chosen.get("requests") or {})
     resources: Manifest = {"requests": requests}
     if chosen.get("limits"):
         resources["limits"] = dict(chosen["limits"])
-    resources["claims"] = [
-        {"name": claim.name, "request": request} if request else {"name": claim.name}
-        for claim in rollout.claims
-        for request in (claim.requests or (None,))
-    ]
+    if share.claims:
+        resources["claims"] = [dict(item) for item in share.claims]
     return resources

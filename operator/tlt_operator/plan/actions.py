@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tlt_operator.api.names import RevisionPhase
+from tlt_operator.api.names import Reason, RevisionPhase
 from tlt_operator.api.revision import Revision
 from tlt_workloads.contract import DrafterLoad, LeaseRequest, RevisionManifest, RevokeReason, RolloutConfig
 
@@ -41,6 +41,7 @@ class DeleteTrainer:
     trainer_uid: str
     why: str
     failure: str | None = None
+    reason: Reason = Reason.TRAINER_FAILED  # of the failure
 
 
 @dataclass(frozen=True, kw_only=True)

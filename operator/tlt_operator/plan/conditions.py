@@ -11,7 +11,6 @@ from tlt_operator.plan.lending import Lending, window_error
 from tlt_operator.plan.pool import Change, PoolPlan
 from tlt_operator.plan.revisions import Rollout
 from tlt_operator.plan.snapshot import Fault, RolloutView, Snapshot
-from tlt_operator.plan.training import placement_obstacle
 from tlt_operator.plan.triggers import Need
 from tlt_operator.plan.worker import WorkerState
 from tlt_workloads.contract import STATE_ROUTE, TrainerPhase
@@ -94,7 +93,8 @@ def harvesting(snapshot: Snapshot, lending: Lending) -> Condition:
     if lending.lent:
         return _condition(ConditionType.HARVESTING, Status.TRUE, lending.reason, lending.message)
     obstacle = _lending_obstacle(snapshot)
-    if obstacle is not None and lending.reason not in (Reason.SUSPENDED, Reason.DELETING):
+    nothing_to_lend = all(view.pod.deleting or view.pod.uid in snapshot.obstacles for view in snapshot.rollouts)
+    if obstacle is not None and nothing_to_lend and lending.reason not in (Reason.SUSPENDED, Reason.DELETING):
         return _condition(ConditionType.HARVESTING, Status.FALSE, *obstacle)
     return _condition(ConditionType.HARVESTING, Status.FALSE, lending.reason, lending.message)
 
@@ -202,11 +202,15 @@ def _first_trouble(
     if snapshot.child_failure is not None:
         return Reason.CHILD_NOT_APPLIED, snapshot.child_failure
     for view in snapshot.rollouts:
-        if workers[view.pod.uid] is WorkerState.UNKNOWN and view.silent_for > snapshot.limits.silence:
+        if workers[view.pod.uid] is WorkerState.UNKNOWN and snapshot.silence(view) > snapshot.limits.silence:
             return _why_silent(snapshot, view)
     for uid, failure in snapshot.trainer_failures.items():
         name = next((view.pod.name for view in snapshot.rollouts if view.pod.uid == uid), uid)
-        return Reason.TRAINER_FAILED, f"The trainer on the device of {name} failed and will be tried again: {failure}"
+        if failure.reason is Reason.TRAINER_FAILED:
+            told = f"The trainer on the device of {name} failed and will be tried again: {failure.message}"
+        else:
+            told = f"There is no trainer on the device of {name}, and it will be tried again: {failure.message}"
+        return failure.reason, told
     for trainer in snapshot.trainers:
         if trainer.state is not None and trainer.state.phase is TrainerPhase.FAILED:
             return Reason.TRAINER_FAILED, f"Trainer pod {trainer.pod.name} failed: {trainer.state.message}"
@@ -229,7 +233,7 @@ def _first_trouble(
 
 
 def _pool_trouble(snapshot: Snapshot, pool: PoolPlan) -> tuple[Reason, str] | None:
-    if not snapshot.devices_claimable:
+    if not snapshot.site.claims_served:
         return Reason.NO_DRA, (
             "The cluster has no resource.k8s.io API, which gives the pods of spec.rollout.pool their devices; "
             "use Kubernetes 1.34 or later with a DRA driver, or run the pods yourself and name them in "
@@ -239,12 +243,12 @@ def _pool_trouble(snapshot: Snapshot, pool: PoolPlan) -> tuple[Reason, str] | No
 
 
 def _lending_obstacle(snapshot: Snapshot) -> tuple[Reason, str] | None:
-    for view in snapshot.rollouts:
-        if not view.pod.deleting:
-            obstacle = placement_obstacle(snapshot, view.pod)
-            if obstacle is not None:
-                return obstacle
-    return None
+    """What keeps pods from being lent at all: the first such pod's obstacle, and how many have one."""
+    obstacles = list(snapshot.obstacles.values())
+    if not obstacles:
+        return None
+    others = f" ({len(obstacles)} of {len(snapshot.rollouts)} pods cannot be lent)" if len(obstacles) > 1 else ""
+    return obstacles[0].reason, obstacles[0].message + others
 
 
 def _why_silent(snapshot: Snapshot, view: RolloutView) -> tuple[Reason, str]:
@@ -257,8 +261,8 @@ def _why_silent(snapshot: Snapshot, view: RolloutView) -> tuple[Reason, str]:
             )
         case Fault.TOKEN_REFUSED:
             return Reason.TOKEN_REFUSED, (
-                f"Pod {name} refuses the token; mount Secret {token_secret_name(snapshot.job.name)} "
-                "at /var/run/secrets/tlt in the rollout pods and restart them"
+                f"Pod {name} refuses the token; mount the whole Secret {token_secret_name(snapshot.job.name)} "
+                "at /var/run/secrets/tlt in the rollout pods, without subPath"
             )
         case Fault.INCOMPATIBLE:
             return Reason.INCOMPATIBLE, (
@@ -269,7 +273,7 @@ def _why_silent(snapshot: Snapshot, view: RolloutView) -> tuple[Reason, str]:
         trouble = f": {view.pod.trouble}" if view.pod.trouble else ""
         return Reason.PODS_NOT_READY, f"Pod {name} is {view.pod.phase} and not ready{trouble}"
     return Reason.PODS_UNREACHABLE, (
-        f"Pod {name} has not answered on port {port} for {view.silent_for:.0f}s "
+        f"Pod {name} has not answered on port {port} for {snapshot.silence(view):.0f}s "
         f"({view.fault_message or 'no answer yet'}); check spec.port and NetworkPolicies"
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tlt_operator.api.job import Job
@@ -27,7 +27,7 @@ from tlt_operator.plan.pool import PoolPlan, Progress, decide_pool
 from tlt_operator.plan.recalls import Recall, decide_recalls
 from tlt_operator.plan.revisions import Rollout, decide_revisions
 from tlt_operator.plan.shares import Wish
-from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
+from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.tokens import TokenMemory, count_tokens
 from tlt_operator.plan.training import decide_trainers
 from tlt_operator.plan.triggers import assess_need
@@ -149,6 +149,10 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
     trainers = {view.pod.uid: view.state.phase for view in snapshot.trainers if view.state is not None}
     names = {view.pod.uid: view.pod.name for view in snapshot.rollouts}
     names |= {view.pod.uid: view.pod.name for view in snapshot.trainers}
+
+    def name(uid: str) -> str:
+        return names[uid] if uid in names else memory.names[uid]
+
     return Decision(
         actions=(
             *recalls.actions,
@@ -173,10 +177,10 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
         pool=pool,
         available_tokens=available,
         worker_transitions=_transitions(
-            memory.workers, workers, names={**memory.names, **names}, ages=_ages(snapshot.rollouts)
+            memory.workers, workers, name=name, age=lambda uid: _age_of_rollout(snapshot, uid)
         ),
         trainer_transitions=_transitions(
-            memory.trainers, trainers, names={**memory.names, **names}, ages=_ages(snapshot.trainers)
+            memory.trainers, trainers, name=name, age=lambda uid: _age_of_trainer(snapshot, uid)
         ),
         ended_leases=ended,
         closed_windows=closed,
@@ -217,23 +221,23 @@ def _transitions(
     before: Mapping[str, WorkerState] | Mapping[str, TrainerPhase],
     after: Mapping[str, WorkerState] | Mapping[str, TrainerPhase],
     *,
-    names: Mapping[str, str],
-    ages: Mapping[str, float],
+    name: Callable[[str], str],
+    age: Callable[[str], float],
 ) -> tuple[Transition, ...]:
     found = [
         Transition(
-            pod=names[uid],
+            pod=name(uid),
             uid=uid,
             from_state=before[uid].value if uid in before else None,
             to_state=state.value,
-            age=ages.get(uid, 0.0),
+            age=age(uid),
             expected=_is_expected(before.get(uid), state),
         )
         for uid, state in after.items()
         if before.get(uid) is not state
     ]
     found += [
-        Transition(pod=names[uid], uid=uid, from_state=state.value, to_state=GONE, age=0.0)
+        Transition(pod=name(uid), uid=uid, from_state=state.value, to_state=GONE, age=0.0)
         for uid, state in before.items()
         if uid not in after
     ]
@@ -244,5 +248,11 @@ def _is_expected(before: WorkerState | TrainerPhase | None, after: WorkerState |
     return not (isinstance(before, WorkerState) and isinstance(after, WorkerState)) or is_legal(before, after)
 
 
-def _ages(views: tuple[RolloutView, ...] | tuple[TrainerView, ...]) -> dict[str, float]:
-    return {view.pod.uid: view.age for view in views if view.state is not None and view.fault is None}
+def _age_of_rollout(snapshot: Snapshot, uid: str) -> float:
+    view = snapshot.by_uid[uid]
+    return snapshot.age(view) if view.state is not None and view.fault is None else 0.0
+
+
+def _age_of_trainer(snapshot: Snapshot, uid: str) -> float:
+    view = next(view for view in snapshot.trainers if view.pod.uid == uid)
+    return view.age if view.state is not None and view.fault is None else 0.0

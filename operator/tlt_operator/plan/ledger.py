@@ -25,6 +25,7 @@ class LedgerEntry:
     idle: float = 0.0
     harvested: float = 0.0
     lease: str = ""
+    counted: RolloutState | None = field(default=None, compare=False, repr=False)  # the answer that it was made from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def account(ledger: Ledger, snapshot: Snapshot) -> tuple[Ledger, tuple[CountedLe
     ended: list[CountedLease] = []
     for view in snapshot.rollouts:
         known = ledger.entries.get(view.pod.name)
-        if view.state is None:
+        if view.state is None or (known is not None and known.counted is view.state):
             if known is not None:
                 entries[view.pod.name] = known
             continue
@@ -88,4 +89,5 @@ def _entry(pod: str, state: RolloutState, before: LedgerEntry) -> LedgerEntry:
         idle=max(state.idle_seconds, before.idle),
         harvested=max(state.lent_seconds, before.harvested),
         lease=state.last_lease.id if state.last_lease is not None else before.lease,
+        counted=state,
     )

@@ -66,13 +66,22 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     in_use: frozenset[str] | None = None  # looked up only when a pod is to be lent: most passes lend none
     fit: list[tuple[RolloutView, TrainerView]] = []
     refusals: list[Refusal] = []
-    for view in sorted(snapshot.rollouts, key=_idle_longest_first):
-        if known.workers[view.pod.uid] is not WorkerState.IDLE or view.pod.uid in taken | known.leaving:
+    idle = [
+        view
+        for view in snapshot.rollouts
+        if known.workers[view.pod.uid] is WorkerState.IDLE and view.pod.uid not in known.leaving
+    ]
+    general = _general_refusal(snapshot, known, idle)
+    if general is not None:
+        refusals.append(general)
+        idle = []
+    for view in sorted(idle, key=_idle_longest_first):
+        if view.pod.uid in taken:
             continue
         trainer = warm.get(view.pod.uid)
         refusal = _refusal(snapshot, known, view, trainer)
         if refusal is None and trainer is not None:
-            in_use = _claims_in_use(snapshot, known.workers) if in_use is None else in_use
+            in_use = _devices_in_use(snapshot, known.workers) if in_use is None else in_use
             refusal = _shared_device(view, in_use)
         if refusal is None and trainer is not None:
             fit.append((view, trainer))
@@ -108,8 +117,9 @@ def _may_be_lent(snapshot: Snapshot, view: RolloutView, *, terms: LeaseTerms) ->
     lease = view.state.lease if view.state is not None else None
     if lease is None:
         return False
-    heard = view.fault is None and view.age <= snapshot.limits.stale_after
-    return heard or view.age + lease.age <= terms.window + snapshot.job.spec.reclaim.grace + terms.ttl
+    age = snapshot.age(view)
+    heard = view.fault is None and age <= snapshot.limits.stale_after
+    return heard or age + lease.age <= terms.window + snapshot.job.spec.reclaim.grace + terms.ttl
 
 
 def warm_trainers(snapshot: Snapshot) -> dict[str, TrainerView]:
@@ -134,19 +144,27 @@ def window_error(trainer: TrainerView) -> str | None:
     return window.stop_reason.removeprefix("Error").lstrip(": ") or "no message"
 
 
+def _general_refusal(snapshot: Snapshot, known: Knowledge, idle: list[RolloutView]) -> Refusal | None:
+    """Why none of the idle pods is lent, for a reason that all of them have."""
+    if snapshot.job.deleting or snapshot.job.spec.suspend or not idle:
+        return _nothing_idle(snapshot)
+    if known.generation.queued:
+        return Reason.NO_IDLE_POD, f"The gateway has requests waiting, so {idle[0].pod.name} will not stay idle"
+    if not known.need.due:
+        return Reason.WAITING_FOR_DATA, known.need.message
+    return None
+
+
 def _refusal(snapshot: Snapshot, known: Knowledge, view: RolloutView, trainer: TrainerView | None) -> Refusal | None:
     """Why this idle pod is not lent, whatever the budget; the first reason counts."""
     spec, name, uid = snapshot.job.spec, view.pod.name, view.pod.uid
-    if snapshot.job.deleting or spec.suspend:
-        return _nothing_idle(snapshot)
+    obstacle = snapshot.obstacles.get(uid)
+    if obstacle is not None:
+        return obstacle.reason, obstacle.message
     if not in_scope(spec.idle.scope, known.generation, uid=uid, worker=known.workers[uid]):
         return Reason.OUT_OF_SCOPE, (
             f"{name} is idle, but no other pod generates, and spec.idle.scope is Tail (AnyIdle would lend it)"
         )
-    if known.generation.queued:
-        return Reason.NO_IDLE_POD, f"The gateway has requests waiting, so {name} will not stay idle"
-    if not known.need.due:
-        return Reason.WAITING_FOR_DATA, known.need.message
     rest = expect_rest(uid, history=known.history, generation=known.generation, scope=spec.idle.scope, now=snapshot.now)
     if rest is not None and rest.seconds < spec.idle.min_window:
         return Reason.WINDOW_TOO_SHORT, (
@@ -164,10 +182,10 @@ def _refusal(snapshot: Snapshot, known: Knowledge, view: RolloutView, trainer: T
 
 
 def _shared_device(view: RolloutView, in_use: frozenset[str]) -> Refusal | None:
-    claims = ", ".join(sorted(view.pod.claim_names & in_use))
-    if not claims:
+    shared = ", ".join(sorted(view.pod.holdings & in_use))
+    if not shared:
         return None
-    return Reason.NO_IDLE_POD, f"{view.pod.name} is idle, but another pod that is not shares its ResourceClaim {claims}"
+    return Reason.NO_IDLE_POD, f"{view.pod.name} is idle, but another pod that is not shares its device ({shared})"
 
 
 def _no_trainer(view: RolloutView) -> Refusal:
@@ -205,18 +223,18 @@ def _just_given_back(snapshot: Snapshot, view: RolloutView, trainer: TrainerView
         return False
     limits = snapshot.limits
     pause = limits.retry_lease_after_error if window_error(trainer) is not None else limits.retry_lease_after
-    return last.ended_ago + view.age < pause
+    return last.ended_ago + snapshot.age(view) < pause
 
 
-def _claims_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:
-    """ResourceClaims of the pods that are not idle, or cannot say so."""
+def _devices_in_use(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> frozenset[str]:
+    """Claims and devices of the pods that are not idle, or cannot say so."""
     return frozenset(
-        claim
+        holding
         for view in snapshot.rollouts
         if workers[view.pod.uid] is not WorkerState.IDLE and not view.pod.finished
-        for claim in view.pod.claim_names
+        for holding in view.pod.holdings
     )
 
 
 def _idle_longest_first(view: RolloutView) -> tuple[float, str]:
-    return (-(view.state.idle_for + view.age) if view.state is not None else 0.0, view.pod.name)
+    return (view.heard_at - view.state.idle_for if view.state is not None else 0.0, view.pod.name)

@@ -36,7 +36,7 @@ def learn_patience(before: Mapping[str, Patience], snapshot: Snapshot) -> dict[s
     for view in snapshot.rollouts:
         known, lease = before.get(view.pod.uid), view.state.last_lease if view.state is not None else None
         if lease is not None and (known is None or known.lease != lease.id):
-            known = _after_lease(known, lease, ended=snapshot.now - lease.ended_ago - view.age, snapshot=snapshot)
+            known = _after_lease(known, lease, ended=view.heard_at - lease.ended_ago, snapshot=snapshot)
         if known is not None:
             learned[view.pod.uid] = known
     return learned
@@ -47,7 +47,7 @@ def still_to_wait(known: Mapping[str, Patience], view: RolloutView, *, now: floa
     patience = known.get(view.pod.uid)
     if patience is None or view.state is None:
         return 0.0
-    return max(0.0, patience.required(now) - view.state.idle_for - view.age)
+    return max(0.0, patience.required(now) - view.state.idle_for - (now - view.heard_at))
 
 
 def _after_lease(known: Patience | None, lease: EndedLease, *, ended: float, snapshot: Snapshot) -> Patience:

@@ -176,7 +176,7 @@ def _roll(wish: Pool, pods: _Pods) -> tuple[tuple[Action, ...], RolloutView | No
     fit = [item for item in candidates if pods.is_unused(item) or pods.workers[item.pod.uid] is WorkerState.LENT]
     if not fit:
         return (), None
-    chosen = min(fit, key=lambda item: (not pods.may_go(item), not pods.is_unused(item), -_idle_for(item)))
+    chosen = min(fit, key=lambda item: (not pods.may_go(item), not pods.is_unused(item), -_idle_for(pods, item)))
     if not pods.may_go(chosen):
         return pods.farewell(chosen), chosen
     return (ReplacePod(rollout_uid=chosen.pod.uid, template=pods.pool.wanted),), chosen
@@ -248,7 +248,7 @@ def _trouble(pods: _Pods, change: Change, message: str, progress: Progress) -> t
         trouble = view.pod.trouble
         if view.pod.ready or trouble is None or trouble.startswith(UNSCHEDULABLE):
             continue
-        if view.silent_for > limits.silence and not pods.is_going(view):
+        if pods.snapshot.silence(view) > limits.silence and not pods.is_going(view):
             held = "; no further pod is replaced until it is ready" if change is Change.ROLLING else ""
             return Reason.POOL_STUCK, f"Pod {view.pod.name} does not start: {trouble}{held}"
     stood = pods.snapshot.now - progress.since
@@ -265,5 +265,5 @@ def _ordinal(view: RolloutView) -> int:
     return view.pod.ordinal if view.pod.ordinal is not None else -1
 
 
-def _idle_for(view: RolloutView) -> float:
-    return view.state.idle_for + view.age if view.state is not None else 0.0
+def _idle_for(pods: _Pods, view: RolloutView) -> float:
+    return view.state.idle_for + pods.snapshot.age(view) if view.state is not None else 0.0

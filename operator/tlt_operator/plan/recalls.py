@@ -58,7 +58,7 @@ def decide_recalls(
                 actions.append(revoke)
             returning = lease.phase is LeasePhase.REVOKING
             should_be_free = returning or revoke is not None
-            since -= lease.revoking_for + view.age if returning else 0.0
+            since -= lease.revoking_for + snapshot.age(view) if returning else 0.0
         if should_be_free:
             found[uid] = _recall(before.get(uid), lease=lease.id if lease is not None else None, since=since)
     return Recalls(actions=tuple(actions), open=found)

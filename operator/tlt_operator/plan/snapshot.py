@@ -5,11 +5,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.pod import Pod
 from tlt_operator.api.pool_set import PoolSet
+from tlt_operator.api.reasons import Obstacle
 from tlt_operator.api.revision import Revision
+from tlt_operator.placement.choice import choose
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.shares import Wish
 from tlt_workloads.contract import GatewayState, RolloutState, TrainerPhase, TrainerState
 
@@ -25,12 +29,16 @@ class Fault(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutView:
-    """One rollout pod and its last answer."""
+    """One rollout pod and its last answer.
+
+    It holds moments of the snapshots' clock, no ages, so that it stays the same object for as long as there is no news
+    of the pod: with a thousand of them, most are as they were in the pass before.
+    """
 
     pod: Pod
     state: RolloutState | None = None
-    age: float = float("inf")  # since the answer
-    silent_for: float = 0.0  # since the last answer, or since the pod was first seen
+    heard_at: float = float("-inf")  # when the answer came
+    silent_since: float = 0.0  # when the last answer came, or the pod was first seen
     fault: Fault | None = None
     fault_message: str = ""
     granting: bool = False  # a grant was sent that `state` cannot show yet
@@ -100,11 +108,33 @@ class Snapshot:
     gateway: GatewayView | None = None  # None: the job has none
     pool: PoolView | None = None  # None: the job adopts its rollout pods
     revisions: tuple[Revision, ...] = ()
-    devices_claimable: bool = True  # the cluster has dynamic resource allocation
-    trainer_failures: Mapping[str, str] = field(default_factory=dict)  # rollout uid -> what the last trainer died of
+    site: Site = field(default_factory=Site)
+    trainer_failures: Mapping[str, Obstacle] = field(default_factory=dict)  # rollout uid -> why it has no good trainer
     rivals: tuple[Wish, ...] = ()  # what the operator's other jobs hold and could use
     child_failure: str | None = None  # why the gateway, a Service or the Secret could not be applied
     limits: Limits = field(default_factory=Limits)
+
+    @cached_property
+    def by_uid(self) -> Mapping[str, RolloutView]:
+        """The rollout pods by uid."""
+        return {view.pod.uid: view for view in self.rollouts}
+
+    @cached_property
+    def obstacles(self) -> Mapping[str, Obstacle]:
+        """Why no trainer can share the devices of a rollout pod, by its uid; pods that go away are left out."""
+        placement = choose(self.job.spec.placement)
+        found = {
+            view.pod.uid: placement.obstacle(view.pod, self.site) for view in self.rollouts if not view.pod.deleting
+        }
+        return {uid: obstacle for uid, obstacle in found.items() if obstacle is not None}
+
+    def age(self, view: RolloutView) -> float:
+        """Seconds since the pod's last answer; infinite when there was none."""
+        return self.now - view.heard_at
+
+    def silence(self, view: RolloutView) -> float:
+        """Seconds without a sign of life."""
+        return self.now - view.silent_since
 
     def with_trainer(self, *phases: TrainerPhase) -> frozenset[str]:
         """Rollout pods (uids) whose trainer says that it is in one of these phases."""

@@ -6,33 +6,17 @@ the rollout pods and before the first window, not when it is there.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 
-from tlt_operator.api.names import Reason
-from tlt_operator.api.pod import Pod
+from tlt_operator.api.names import Reason, is_trainer_name
+from tlt_operator.placement.choice import choose
 from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
 from tlt_operator.plan.recalls import Recall, is_overdue
 from tlt_operator.plan.snapshot import RolloutView, Snapshot, TrainerView
 from tlt_operator.plan.worker import WorkerState
 
 START_AT = 0.5  # share of `minNewTokens` at which a window is near
-
-
-def placement_obstacle(snapshot: Snapshot, pod: Pod) -> tuple[Reason, str] | None:
-    """Why no trainer can share this pod's device; None when one can."""
-    if not snapshot.devices_claimable:
-        return (
-            Reason.NO_DRA,
-            "The cluster has no resource.k8s.io API, so devices cannot be shared; "
-            "use Kubernetes 1.34 or later with a DRA driver",
-        )
-    if not pod.claims:
-        return (
-            Reason.NO_CLAIM,
-            f"No container of pod {pod.name} uses a ResourceClaim; add spec.resourceClaims and "
-            "resources.claims to its template",
-        )
-    return None
 
 
 def decide_trainers(
@@ -47,7 +31,7 @@ def decide_trainers(
 
     `due`: training is worth a window now.  `recalls`: devices that should be free, by the uid of the rollout pod.
     """
-    rollouts = {view.pod.uid: view for view in snapshot.rollouts}
+    rollouts = snapshot.by_uid
     near = due or _window_near(snapshot, workers, available_tokens=available_tokens)
     wanted = _wanted(snapshot, workers) if near else ()
     actions: list[Action] = []
@@ -63,16 +47,36 @@ def decide_trainers(
 
 
 def _creations(snapshot: Snapshot, rollouts: Mapping[str, RolloutView], wanted: tuple[str, ...]) -> list[CreateTrainer]:
-    """A trainer that still goes away holds its claim: the next one on it waits, whichever rollout pod it is for."""
+    """A trainer that still goes away holds its devices: the next one on them waits, whichever rollout pod it is for."""
     present = {trainer.pod.rollout_uid for trainer in snapshot.trainers}
-    taken = {claim for trainer in snapshot.trainers for claim in trainer.pod.claim_names}
+    missing = [uid for uid in wanted if uid not in present]
+    if not missing:
+        return []
+    taken = _still_prepared(snapshot).union(*(trainer.pod.holdings for trainer in snapshot.trainers))
     found: list[CreateTrainer] = []
-    for uid in wanted:
-        claims = rollouts[uid].pod.claim_names
-        if uid not in present and not claims & taken:
+    for uid in missing:
+        holdings = rollouts[uid].pod.holdings
+        if not holdings & taken:
             found.append(CreateTrainer(rollout_uid=uid))
-            taken |= claims
+            taken |= holdings
     return found
+
+
+def _still_prepared(snapshot: Snapshot) -> frozenset[str]:
+    """Claims that are reserved for a trainer which is gone from the API server.
+
+    The kubelet may still be at work on them, and a pod that comes too early has met kubelets that took the devices from
+    it (https://github.com/kubernetes/kubernetes/pull/140212, https://github.com/kubernetes/kubernetes/pull/140527).
+    """
+    alive = {view.pod.uid for view in snapshot.rollouts} | {view.pod.uid for view in snapshot.trainers}
+    return frozenset(
+        claim.name
+        for claim in snapshot.site.claims.values()
+        if any(
+            consumer.uid not in alive and is_trainer_name(consumer.name, job=snapshot.job.name)
+            for consumer in claim.consumers
+        )
+    )
 
 
 def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> tuple[str, ...]:
@@ -80,15 +84,18 @@ def _wanted(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> tuple[str
     if spec.suspend or snapshot.job.deleting:
         return ()
     present = {trainer.pod.rollout_uid for trainer in snapshot.trainers}
+    placement = choose(spec.placement)
     fit = [
         view
         for view in snapshot.rollouts
         if workers[view.pod.uid] not in (WorkerState.UNAVAILABLE, WorkerState.UNKNOWN)
-        and placement_obstacle(snapshot, view.pod) is None
-        and all(claim.claim is not None for claim in view.pod.claims)
+        and view.pod.uid not in snapshot.obstacles
+        and placement.ready(view.pod, snapshot.site)
     ]
-    fit.sort(key=lambda view: (view.pod.uid not in present, -_idle_for(view), view.pod.name))
-    return tuple(view.pod.uid for view in fit[: spec.training.max_trainers])
+    first = heapq.nsmallest(
+        spec.training.max_trainers, fit, key=lambda view: (view.pod.uid not in present, -_idle_for(view), view.pod.name)
+    )
+    return tuple(view.pod.uid for view in first)
 
 
 def _window_near(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, available_tokens: int) -> bool:
@@ -97,7 +104,7 @@ def _window_near(snapshot: Snapshot, workers: Mapping[str, WorkerState], *, avai
     return (
         available_tokens >= START_AT * training.trigger.min_new_tokens
         or WorkerState.BUSY in workers.values()
-        or any(_serves_for(view) < training.keep_warm for view in snapshot.rollouts)
+        or any(_serves_for(snapshot, view) < training.keep_warm for view in snapshot.rollouts)
     )
 
 
@@ -119,6 +126,17 @@ def _deletion(
         return None
     if rollout.granting:
         return None
+    if pod.queued:
+        return DeleteTrainer(
+            trainer_uid=pod.uid,
+            why="Kueue has put it into a queue",
+            failure=f"Kueue has put trainer pods of namespace {pod.namespace} into a queue, where they cannot follow "
+            "the idle time of a device; leave the namespace out of Kueue's managedJobsNamespaceSelector",
+            reason=Reason.QUEUED,
+        )
+    obstacle = snapshot.obstacles.get(rollout.pod.uid)
+    if obstacle is not None:
+        return DeleteTrainer(trainer_uid=pod.uid, why=obstacle.message)
     if overdue:
         return DeleteTrainer(trainer_uid=pod.uid, why="it works on without a lease", failure="stuck without a lease")
     if snapshot.job.spec.suspend or snapshot.job.deleting:
@@ -143,7 +161,7 @@ def _idle_for(view: RolloutView) -> float:
     return view.state.idle_for if view.state is not None else 0.0
 
 
-def _serves_for(view: RolloutView) -> float:
+def _serves_for(snapshot: Snapshot, view: RolloutView) -> float:
     """Seconds since the pod's engine first answered; endless while it is silent."""
     state = view.state
-    return state.busy_seconds + state.idle_seconds + view.age if state is not None else float("inf")
+    return state.busy_seconds + state.idle_seconds + snapshot.age(view) if state is not None else float("inf")

@@ -87,12 +87,12 @@ def is_legal(before: WorkerState | None, after: WorkerState) -> bool:
     return before is None or before is after or (before, after) in _LEGAL
 
 
-def classify(view: RolloutView, *, stale_after: float) -> WorkerState:
+def classify(view: RolloutView, *, now: float, stale_after: float) -> WorkerState:
     """The worker's state as of its last answer."""
     pod, state = view.pod, view.state
     if pod.deleting or pod.finished or pod.ip is None:
         return WorkerState.UNAVAILABLE
-    if state is None or view.fault is not None or view.age > stale_after:
+    if state is None or view.fault is not None or now - view.heard_at > stale_after:
         return WorkerState.UNKNOWN if pod.ready else WorkerState.UNAVAILABLE
     if state.lease is not None:
         return WorkerState.LENT if state.lease.phase is LeasePhase.GRANTED else WorkerState.REVOKING
@@ -104,4 +104,5 @@ def classify(view: RolloutView, *, stale_after: float) -> WorkerState:
 
 def classify_all(snapshot: Snapshot) -> dict[str, WorkerState]:
     """Worker states by pod uid."""
-    return {view.pod.uid: classify(view, stale_after=snapshot.limits.stale_after) for view in snapshot.rollouts}
+    now, stale_after = snapshot.now, snapshot.limits.stale_after
+    return {view.pod.uid: classify(view, now=now, stale_after=stale_after) for view in snapshot.rollouts}

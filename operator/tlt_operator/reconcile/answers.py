@@ -39,21 +39,23 @@ State = TypeVar("State", bound=Numbered)
 
 @dataclass(kw_only=True)
 class Answer(Generic[State]):
-    """The last answer of one pod; `received` and `since` are on the steady clock."""
+    """The last answer of one pod; `received` and `since` are on the steady clock, `version` grows with each change."""
 
     since: float  # the pod was first asked
     state: State | None = None
     received: float | None = None
     fault: Fault | None = None
     message: str = ""
+    version: int = 0
 
     def age(self, now: float) -> float:
         """Seconds since the answer; infinite when there was none."""
         return now - self.received if self.received is not None else float("inf")
 
-    def silent_for(self, now: float) -> float:
-        """Seconds without a sign of life."""
-        return now - (self.received if self.received is not None else self.since)
+    @property
+    def silent_since(self) -> float:
+        """When the last sign of life came, or the first question went out."""
+        return self.received if self.received is not None else self.since
 
 
 class Answers(Generic[State]):
@@ -105,6 +107,7 @@ class Answers(Generic[State]):
             except OperatorError as error:
                 changed = answer.fault is None or answer.state is None
                 answer.fault, answer.message = _fault_of(error), str(error)
+                answer.version += 1
                 seq = 0
                 if changed:
                     self._wake()
@@ -117,6 +120,7 @@ class Answers(Generic[State]):
                 continue
             before, faulty = answer.state, answer.fault is not None
             answer.state, answer.received, answer.fault, answer.message = state, self._clock.steady(), None, ""
+            answer.version += 1
             if before is None or faulty or (before.seq, before.boot) != (state.seq, state.boot):
                 self._wake()
             seq, retry = state.seq, FIRST_RETRY

@@ -1,4 +1,4 @@
-"""The two clocks of the operator: a steady one for durations, the wall clock for what is written down."""
+"""The clocks of the operator: for durations, for what is written down, and for what its own work costs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from datetime import UTC, datetime
 
 @dataclass(frozen=True, kw_only=True)
 class Clock:
-    """`steady` only runs forward and has no date; `wall` is seconds since 1970."""
+    """`steady` only runs forward and has no date; `wall` is seconds since 1970; `processor` is the time of this thread.
+
+    The event loop has one thread, so `processor` tells what a piece of code without `await` costs, however busy the
+    machine is with other things.
+    """
 
     steady: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
+    processor: Callable[[], float] = time.thread_time
 
     def timestamp(self) -> str:
         """Now, as RFC 3339 in whole seconds."""

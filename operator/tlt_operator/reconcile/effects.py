@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from tlt_operator.errors import BusyError, FinalError, OperatorError
 from tlt_operator.plan.actions import Action, GrantLease, action_key
+from tlt_operator.reconcile.backoff import LONGEST_FINAL, wait_after
 from tlt_operator.reconcile.clock import Clock
 
 SETTLE = 1.0  # seconds in which the news of an action's success is on its way
 BUSY_RETRY = 0.05
 FIRST_RETRY = 0.5
 FIRST_FINAL_RETRY = 5.0
-LAST_RETRY = 60.0
+TIDY_INTERVAL = 60.0
 REMEMBERED = 600.0  # seconds that an old failure makes the next one wait longer
 
 Key = tuple[str, str]
@@ -50,6 +51,7 @@ class Effects:
         self._wake = wake
         self._clock = clock
         self._records: dict[Key, _Record] = {}
+        self._tidied_at = clock.steady()
 
     def start(self, actions: Iterable[Action]) -> None:
         """Begins all actions that are neither under way, nor done just now, nor waiting after a failure."""
@@ -62,7 +64,9 @@ class Effects:
             settling = settles and now < record.done_at + SETTLE
             if record.task is None and now >= record.not_before and not settling:
                 record.task = asyncio.create_task(self._run(action, record), name=f"{key[0]} {key[1]}")
-        self._forget(now)
+        if now - self._tidied_at > TIDY_INTERVAL:
+            self._tidied_at = now
+            self._forget(now)
 
     def pending(self, key: Key, *, heard: float) -> bool:
         """Whether an action is under way, or done so lately that an answer received at `heard` cannot show it."""
@@ -93,7 +97,7 @@ class Effects:
             self._on_failure(action, error)
         except Exception:
             record.failures += 1
-            record.not_before = self._clock.steady() + LAST_RETRY
+            record.not_before = self._clock.steady() + LONGEST_FINAL
             logger.exception("%s failed in an unforeseen way", type(action).__name__)
         else:
             record.failures, record.done, record.done_at = 0, action, self._clock.steady()
@@ -111,4 +115,4 @@ def _retry_after(error: OperatorError, failures: int) -> float:
     if isinstance(error, BusyError):
         return BUSY_RETRY
     first = FIRST_FINAL_RETRY if isinstance(error, FinalError) else FIRST_RETRY
-    return float(min(LAST_RETRY, first * 2 ** min(failures - 1, 10)))
+    return wait_after(error, failures=failures, first=first)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,3 +181,16 @@ class Election:
 
     def _now(self) -> float:
         return self.clock.steady()
+
+
+async def lead(election: Election, *, begin: Callable[[], None], pause: Callable[[], Awaitable[None]]) -> None:
+    """Acts while this operator holds the Lease, and stands by while it does not; runs until cancelled."""
+    while True:
+        await election.win()
+        begin()
+        try:
+            await election.hold()
+        except LeadershipLostError as error:
+            logger.error("%s; this operator stands by", error)
+        finally:  # whatever ends the renewal ends the acting
+            await pause()

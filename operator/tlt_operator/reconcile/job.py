@@ -9,20 +9,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlt_operator.api.job import Job
+from tlt_operator.api.names import EventReason, token_secret_name
+from tlt_operator.api.token import TokenStage, parse_tokens
 from tlt_operator.clients.kube import POD
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
-from tlt_operator.errors import BusyError, OperatorError
+from tlt_operator.errors import BusyError, FinalError, OperatorError
 from tlt_operator.manifests.gateway import gateway_url
 from tlt_operator.plan.actions import Action, GrantLease, action_key
 from tlt_operator.plan.decision import Decision, Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
+from tlt_operator.plan.rotation import RotationRule, due_in
 from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import Fault, Snapshot
 from tlt_operator.plan.status import job_status, ledger_of
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.answers import cancel
-from tlt_operator.reconcile.children import ensure_gateway, ensure_pool, ensure_token
+from tlt_operator.reconcile.backoff import LONGEST_FINAL, Backoff
+from tlt_operator.reconcile.children import ensure_gateway, ensure_pool, ensure_token, rotate_token
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.effects import Effects
 from tlt_operator.reconcile.observer import Observer, pod_url
@@ -33,9 +37,16 @@ from tlt_operator.reconcile.status_writer import StatusWriter
 from tlt_workloads.contract import RevokeReason, TrainerPhase
 
 FAREWELL = 3.0  # seconds to take leases back when a job was deleted
+PASS_SHARE = 0.15  # of its time that a loop spends on passes, at most: with many pods, news of several share a pass
+LONGEST_PAUSE = 0.1  # seconds between two passes, whatever one costs
 TOKEN_INTERVAL = 15.0  # seconds between two looks at the token while pods refuse it
 FIRST_RETRY = 1.0
-LAST_RETRY = 30.0
+
+ROTATION_NEWS = {
+    TokenStage.ANNOUNCED: "a new token is accepted, and will be sent in {overlap:g}s",
+    TokenStage.SWITCHED: "the new token is sent; the old one is accepted for another {overlap:g}s",
+    TokenStage.STEADY: "the old token is accepted no more",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +71,9 @@ class JobLoop:
         self._memory = Memory(ledger=ledger_of(status))
         self._last: tuple[Snapshot, Decision] | None = None
         settings = context.settings
+        self._rotation = RotationRule(overlap=settings.token_overlap, lifetime=settings.token_lifetime)
         self._terms = LeaseTerms(ttl=settings.lease_ttl, window=settings.lease_window, limit=settings.max_leases)
-        self._pods = PodClient(context.session, token="", request_timeout=context.settings.request_timeout)
+        self._pods = PodClient(context.session, tokens=(), request_timeout=context.settings.request_timeout)
         self._recorder = Recorder(context)
         self._effects = Effects(self._perform, on_failure=self._failed, wake=self.wake, clock=self._clock)
         self._performer = Performer(context, self._pods, self._recorder, hold_back=self._effects.delay)
@@ -73,7 +85,7 @@ class JobLoop:
 
     def update(self, job: Job) -> None:
         """Takes over a changed spec or a deletion mark."""
-        if job.generation != self._job.generation:
+        if (job.generation, job.token_request) != (self._job.generation, self._job.token_request):
             self._changed.set()
         self._job = job
         self.wake()
@@ -128,12 +140,14 @@ class JobLoop:
         while True:
             news_at = self._news_at
             self._news.clear()
-            self.heartbeat = self._clock.steady()
+            self.heartbeat, begun = self._clock.steady(), self._clock.processor()
             try:
                 self._pass(news_at)
             except Exception:
                 logger.exception("%s: a pass failed in an unforeseen way", self._job.key)
                 await asyncio.sleep(self._context.settings.tick)
+            cost = self._clock.processor() - begun
+            await asyncio.sleep(min(LONGEST_PAUSE, cost * (1 / PASS_SHARE - 1)))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._context.settings.tick):
                     await self._news.wait()
@@ -158,7 +172,8 @@ class JobLoop:
         self._last = (snapshot, decision)
         self._performer.look(snapshot)
         for view in snapshot.trainers:
-            if view.state is not None and view.state.phase in (TrainerPhase.WAITING, TrainerPhase.TRAINING):
+            fit = not view.pod.deleting and not view.pod.queued
+            if fit and view.state is not None and view.state.phase in (TrainerPhase.WAITING, TrainerPhase.TRAINING):
                 self._performer.trainer_works(view.pod)
         for action in decision.actions:
             if isinstance(action, GrantLease) and not self._effects.pending(action_key(action), heard=started):
@@ -202,26 +217,49 @@ class JobLoop:
             logger.info("%s: %s: not now: %s", self._job.key, name, error)
         else:
             logger.warning("%s: %s: %s", self._job.key, name, error)
+        if isinstance(error, FinalError):  # a person must do something
+            self._recorder.warning(
+                self._job, EventReason.ACTION_FAILED, f"Could not {name}: {error}", subject="/".join(action_key(action))
+            )
+
+    async def _keep_token(self) -> float:
+        """Makes, reads or rotates the token; returns after how many seconds it must be looked at again."""
+        kube, rule, now = self._context.kube, self._rotation, self._clock.wall()
+        secret = await ensure_token(kube, self._job, now=now)
+        before = parse_tokens(secret)
+        self._pods.tokens = before.known  # also when it cannot be rotated
+        self._token_known, self._token_read_at = True, self._clock.steady()
+        tokens = await rotate_token(kube, self._job, secret, now=now, rule=rule)
+        self._pods.tokens = tokens.known
+        if tokens != before:
+            name = token_secret_name(self._job.name)
+            message = f"Secret {name}: {ROTATION_NEWS[tokens.stage].format(overlap=rule.overlap)}"
+            self._recorder.normal(self._job, EventReason.TOKEN_ROTATED, message, subject=f"{name}/{tokens.stage}")
+        return due_in(tokens, now=now, rule=rule)
 
     async def _keep_children(self) -> None:
-        retry = FIRST_RETRY
+        backoff = Backoff(first=FIRST_RETRY)
         while True:
             self._changed.clear()
             pause = self._context.settings.resync_interval
             try:
                 if not self._job.deleting:
-                    self._pods.token = await ensure_token(self._context.kube, self._job)
-                    self._token_known, self._token_read_at = True, self._clock.steady()
-                    await ensure_pool(self._context.kube, self._job)
-                    await ensure_gateway(self._context.kube, self._job, settings=self._context.settings)
-                self._child_failure, retry = None, FIRST_RETRY
+                    pause = min(pause, await self._keep_token())
+                    kube, settings = self._context.kube, self._context.settings
+                    changed = await ensure_pool(kube, self._job)
+                    changed |= await ensure_gateway(kube, self._job, settings=settings)
+                    for name, conflict in changed.items():
+                        message = f"Set back what somebody else had changed in {name}: {conflict}"
+                        self._recorder.warning(self._job, EventReason.FIELD_SET_BACK, message, subject=name)
+                self._child_failure = None
+                backoff.reset()
             except OperatorError as error:
-                logger.warning("%s: %s; again in %.0fs", self._job.key, error, retry)
+                pause = backoff.next(error)
+                logger.warning("%s: %s; again in %.0fs", self._job.key, error, pause)
                 self._child_failure = str(error)
-                pause, retry = retry, min(2 * retry, LAST_RETRY)
             except Exception:
                 logger.exception("%s: the job's objects could not be kept", self._job.key)
-                pause = LAST_RETRY
+                pause = LONGEST_FINAL
             self.wake()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

@@ -17,13 +17,13 @@ from tlt_operator.errors import InvalidSpecError, NotFoundError, OperatorError
 from tlt_operator.plan.conditions import invalid_spec
 from tlt_operator.plan.status import invalid_status
 from tlt_operator.reconcile.answers import cancel
+from tlt_operator.reconcile.backoff import Backoff
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.job import JobLoop
 
 STALE_AFTER = 30.0  # seconds without a look at a job after which the operator counts as hung
 FIRST_RETRY = 1.0
-LAST_RETRY = 60.0
-RECHECK_INTERVAL = 60.0
+RECHECK_INTERVAL = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Jobs:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._entries: dict[str, _Entry] = {}
+        self._endings: set[asyncio.Task[None]] = set()
         self._begun = asyncio.Event()
 
     def begin(self) -> None:
@@ -72,9 +73,14 @@ class Jobs:
         uid = body["metadata"]["uid"]
         entry = self._entries.get(uid)
         if entry is None:
+            for before in [old for old, other in self._entries.items() if _key(other.body) == _key(body)]:
+                # Its deletion was never told, and two loops of one name would act against each other.
+                ending = asyncio.create_task(self._end(before))
+                self._endings.add(ending)
+                ending.add_done_callback(self._endings.discard)
             entry = self._entries[uid] = _Entry(body)
             entry.task = asyncio.create_task(self._look_after(uid, entry), name=f"job {body['metadata']['name']}")
-        else:
+        elif body["metadata"].get("generation", 0) >= entry.body["metadata"].get("generation", 0):
             entry.body = body
             entry.changed.set()
 
@@ -83,19 +89,32 @@ class Jobs:
         await self._end(body["metadata"]["uid"])
 
     async def recheck(self) -> None:
-        """Ends loops of jobs whose deletion nobody told of; runs until cancelled."""
-        await self._begun.wait()
+        """Finds jobs that came, changed or went without anybody telling; runs until cancelled.
+
+        Kopf's watch does not survive every answer of an API server
+        (https://github.com/nolar/kopf/blob/main/kopf/_cogs/clients/watching.py: only 429 is retried for ever), and a
+        deletion between two watches is told by none.
+        """
         while True:
             await asyncio.sleep(RECHECK_INTERVAL)
-            for uid, entry in list(self._entries.items()):
-                metadata = entry.body["metadata"]
-                try:
-                    found = await self._context.kube.find(JOB, namespace=metadata["namespace"], name=metadata["name"])
-                except OperatorError as error:
-                    logger.warning("Could not look for TLTJob %s: %s", metadata["name"], error)
-                    continue
-                if found is None or found["metadata"]["uid"] != uid:
-                    await self._end(uid)
+            known = set(self._entries)  # before the list: a job that comes meanwhile is not on it
+            try:
+                found = await self._list()
+            except OperatorError as error:
+                logger.warning("Could not list the TLTJobs: %s", error)
+                continue
+            for uid, body in found.items():
+                entry = self._entries.get(uid)
+                if entry is None or body["metadata"]["generation"] > entry.body["metadata"].get("generation", 0):
+                    logger.warning("%s: nobody told of it or of its last change", _key(body))
+                    self.seen(body)
+            for uid in known - set(found):
+                await self._end(uid)
+
+    async def _list(self) -> dict[str, Mapping[str, Any]]:
+        namespaces = self._context.settings.watch_namespaces or (None,)
+        lists = [await self._context.kube.list_all(JOB, namespace=namespace) for namespace in namespaces]
+        return {body["metadata"]["uid"]: body for bodies in lists for body in bodies}
 
     def hung(self) -> list[str]:
         """Jobs that have not been looked at for too long; none in a healthy operator."""
@@ -111,7 +130,7 @@ class Jobs:
         """Ends all loops and leaves everything as it is: leases run on, the next operator adopts them."""
         entries = list(self._entries.values())
         self._entries.clear()
-        await cancel(*(entry.task for entry in entries if entry.task is not None))
+        await cancel(*self._endings, *(entry.task for entry in entries if entry.task is not None))
 
     async def _end(self, uid: str) -> None:
         entry = self._entries.pop(uid, None)
@@ -126,7 +145,7 @@ class Jobs:
         logger.info("%s: deleted", _key(entry.body))
 
     async def _look_after(self, uid: str, entry: _Entry) -> None:
-        retry = FIRST_RETRY
+        backoff = Backoff(first=FIRST_RETRY)
         await self._begun.wait()
         while True:
             entry.changed.clear()
@@ -138,11 +157,11 @@ class Jobs:
                 continue
             try:
                 await self._run(entry, job)
-                retry = FIRST_RETRY
+                backoff.reset()
             except Exception:
+                retry = backoff.next()
                 logger.exception("%s: the loop broke; again in %.0fs", job.key, retry)
                 await asyncio.sleep(retry)
-                retry = min(2 * retry, LAST_RETRY)
 
     async def _run(self, entry: _Entry, job: Job) -> None:
         """Runs a loop until the spec needs another one."""
@@ -181,7 +200,7 @@ class Jobs:
             previous=entry.body.get("status") or {},
             now=self._context.clock.timestamp(),
         )
-        retry = FIRST_RETRY
+        backoff = Backoff(first=FIRST_RETRY)
         while not entry.changed.is_set():
             try:
                 await self._context.kube.patch_status(
@@ -192,9 +211,8 @@ class Jobs:
             except OperatorError as failure:
                 logger.warning("%s: status not written: %s", _key(entry.body), failure)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(retry):
+                    async with asyncio.timeout(backoff.next(failure)):
                         await entry.changed.wait()
-                retry = min(2 * retry, LAST_RETRY)
             else:
                 # Our own write comes back as an event; only another generation is news.
                 await self._wait_for_generation(entry, metadata.get("generation", 0))

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from tlt_operator.api.job import Job
+from tlt_operator.api.claim import Claim, parse_claim
+from tlt_operator.api.job import Job, Placement
 from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, Component
 from tlt_operator.api.pod import Pod, parse_pod
+from tlt_operator.api.reasons import Obstacle
 from tlt_operator.api.revision import Revision, parse_revision
 from tlt_operator.clients.gateway import poll_gateway
-from tlt_operator.clients.kube import POD, REVISION
+from tlt_operator.clients.kube import POD, RESOURCE_CLAIM, REVISION
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
 from tlt_operator.clients.trainer import poll_trainer
-from tlt_operator.errors import OperatorError
+from tlt_operator.errors import NotFoundError, UnauthorizedError
 from tlt_operator.manifests.common import digest
 from tlt_operator.manifests.trainer_pod import trainer_pod
+from tlt_operator.placement.choice import choose
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import GRANT
 from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import GatewayView, Limits, RolloutView, Snapshot, TrainerView
@@ -27,11 +30,6 @@ from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.objects import Objects
 from tlt_operator.reconcile.pool_observer import PoolMemories, PoolObserver
 from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerPhase, TrainerState
-
-DEVICE_GROUP = "resource.k8s.io"
-DEVICE_CHECK_INTERVAL = 60.0
-
-logger = logging.getLogger(__name__)
 
 
 class Deeds(Protocol):
@@ -44,7 +42,7 @@ class Memories(Protocol):
     """What pods and trainers did wrong lately, and what was done about the pool."""
 
     @property
-    def trainer_failures(self) -> Mapping[str, str]: ...
+    def trainer_failures(self) -> Mapping[str, Obstacle]: ...
     @property
     def pool(self) -> PoolMemories: ...
     def refusals(self, uid: str, boot: str) -> Mapping[str, str]: ...
@@ -56,14 +54,43 @@ def pod_url(pod: Pod, port: int) -> str:
     return f"http://[{ip}]:{port}" if ":" in ip else f"http://{ip}:{port}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pods:
+    """The job's pods by what they are, sorted by name."""
+
+    version: int = -1
+    rollouts: tuple[Pod, ...] = ()
+    trainers: tuple[Pod, ...] = ()
+    gateways: tuple[Pod, ...] = ()
+    by_uid: Mapping[str, Pod] = field(default_factory=dict)  # of the rollout pods
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A view, and what it was made from."""
+
+    pod: Pod
+    version: int  # of the answer
+    shown: bool
+    view: RolloutView
+
+    def holds(self, pod: Pod, version: int, shown: bool, granting: bool, refusals: Mapping[str, str]) -> bool:
+        """Whether the same would come out again."""
+        view = self.view
+        same_source = self.pod is pod and self.version == version and self.shown == shown
+        return same_source and view.granting == granting and view.refusals == refusals
+
+
 class Observer:
     """Keeps everything current that a decision about the job needs, and calls `wake` at each change."""
 
     def __init__(self, context: Context, job: Job, pods: PodClient, *, wake: Callable[[], None]) -> None:
         self._context = context
+        self._pods = _Pods()
+        self._asked: tuple[int, int] | None = None  # the pods that are asked, as of this version, and their port
+        self._views: dict[str, _Seen] = {}
         self._first_seen: dict[str, float] = {}
         self._failed_since: dict[str, float] = {}
-        self._devices_claimable = True
         wait = context.settings.poll_wait
         selector = job.spec.rollout.selector
         self._rollouts: Objects[Pod] | None = None
@@ -78,6 +105,10 @@ class Observer:
         )
         self._revisions: Objects[Revision] = Objects(
             context.kube, REVISION, namespace=job.namespace, labels=own, parse=parse_revision, wake=wake
+        )
+        # A claim that was made from a template has no label by which to choose it.
+        self._claims: Objects[Claim] = Objects(
+            context.kube, RESOURCE_CLAIM, namespace=job.namespace, labels="", parse=parse_claim, wake=wake
         )
 
         async def ask_rollout(url: str, seq: int) -> RolloutState:
@@ -98,45 +129,55 @@ class Observer:
         """What must run for as long as the job is observed."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
         pool = self._pool.tasks() if self._pool is not None else ()
-        return [*(item.follow() for item in watched), *pool, self._check_devices()]
+        return [*(item.follow() for item in watched), self._claims.follow(), *pool]
 
     @property
     def synced(self) -> bool:
         """Whether everything that exists has been seen once; a decision before that would be about half the job."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
-        return all(item.synced for item in watched) and (self._pool is None or self._pool.synced)
+        if self._pool is not None and not self._pool.synced:
+            return False
+        return all(item.synced for item in watched) and (self._claims.synced or self._without_claims)
+
+    @property
+    def _without_claims(self) -> bool:
+        """Whether claims were never seen and will not be before somebody changes something.
+
+        Claims that were seen once stay as they were: an API server that restarts may refuse for a moment.
+        """
+        return not self._claims.synced and isinstance(self._claims.trouble, NotFoundError | UnauthorizedError)
 
     def ask_pods(self, job: Job) -> None:
         """Keeps a long poll open to exactly the pods that exist."""
-        rollouts = {pod.uid: pod_url(pod, job.spec.port) for pod in self._rollout_pods() if _can_answer(pod)}
-        trainers = {pod.uid: pod_url(pod, TRAINER_PORT) for pod in self._own(Component.TRAINER) if _can_answer(pod)}
-        gateways = {pod.uid: pod_url(pod, GATEWAY_PORT) for pod in self._own(Component.GATEWAY) if _can_answer(pod)}
-        self._rollout_answers.follow(rollouts)
-        self._trainer_answers.follow(trainers)
-        self._gateway_answers.follow(gateways)
+        pods = self._known_pods()
+        if self._asked == (pods.version, job.spec.port):
+            return
+        self._asked = (pods.version, job.spec.port)
+        self._rollout_answers.follow({it.uid: pod_url(it, job.spec.port) for it in pods.rollouts if _can_answer(it)})
+        self._trainer_answers.follow({it.uid: pod_url(it, TRAINER_PORT) for it in pods.trainers if _can_answer(it)})
+        self._gateway_answers.follow({it.uid: pod_url(it, GATEWAY_PORT) for it in pods.gateways if _can_answer(it)})
 
     def snapshot(
         self, job: Job, *, deeds: Deeds, memories: Memories, rivals: tuple[Wish, ...], child_failure: str | None
     ) -> Snapshot:
         """Everything as of now."""
         now = self._context.clock.steady()
-        rollouts, trainers = self._rollout_pods(), self._own(Component.TRAINER)
-        alive = {pod.uid for pod in (*rollouts, *trainers)}
-        self._failed_since = {uid: since for uid, since in self._failed_since.items() if uid in alive}
-        self._first_seen = {uid: self._first_seen.get(uid, now) for uid in alive}
-        by_uid = {pod.uid: pod for pod in rollouts}
-        settings = self._context.settings
+        pods, site, settings = self._known_pods(), self._site(), self._context.settings
+        shown = job.spec.placement.strategy is Placement.VISIBLE_DEVICES
+        views = tuple(self._rollout_view(pod, deeds=deeds, memories=memories, shown=shown) for pod in pods.rollouts)
+        by_uid = {view.pod.uid: view.pod for view in views} if shown else pods.by_uid
         return Snapshot(
             job=job,
             now=now,
-            rollouts=tuple(self._rollout_view(pod, now=now, deeds=deeds, memories=memories) for pod in rollouts),
+            rollouts=views,
             trainers=tuple(
-                self._trainer_view(job, pod, by_uid.get(pod.rollout_uid or ""), now=now) for pod in trainers
+                self._trainer_view(job, pod, by_uid.get(pod.rollout_uid or ""), now=now, site=site)
+                for pod in pods.trainers
             ),
-            gateway=self._gateway_view(now) if job.spec.gateway.enabled else None,
-            pool=self._pool.view(job, pods=len(rollouts), memories=memories.pool) if self._pool is not None else None,
+            gateway=self._gateway_view(pods.gateways, now) if job.spec.gateway.enabled else None,
+            pool=self._pool.view(job, pods=len(views), memories=memories.pool) if self._pool is not None else None,
             revisions=self._revisions.all(),
-            devices_claimable=self._devices_claimable,
+            site=site,
             trainer_failures=dict(memories.trainer_failures),
             rivals=rivals,
             child_failure=child_failure,
@@ -149,42 +190,74 @@ class Observer:
         await self._trainer_answers.close()
         await self._gateway_answers.close()
 
-    def _rollout_pods(self) -> list[Pod]:
-        if self._rollouts is None:
-            owner = self._pool.owner if self._pool is not None else None
-            return [pod for pod in self._own(Component.ROLLOUT) if owner is not None and pod.controller == owner]
-        found = self._rollouts.all()
-        # A wide selector may match the operator's own pods; these are never rollout pods.
-        return sorted((pod for pod in found if COMPONENT_LABEL not in pod.labels), key=lambda pod: pod.name)
-
-    def _own(self, component: Component) -> list[Pod]:
-        found = (pod for pod in self._children.all() if pod.labels.get(COMPONENT_LABEL) == component.value)
-        return sorted(found, key=lambda pod: pod.name)
-
-    def _rollout_view(self, pod: Pod, *, now: float, deeds: Deeds, memories: Memories) -> RolloutView:
-        answer = self._rollout_answers.get(pod.uid)
-        if answer is None:
-            return RolloutView(pod=pod, silent_for=now - self._first_seen[pod.uid])
-        heard = answer.received if answer.received is not None else float("-inf")
-        return RolloutView(
-            pod=pod,
-            state=answer.state,
-            age=answer.age(now),
-            silent_for=answer.silent_for(now),
-            fault=answer.fault,
-            fault_message=answer.message,
-            granting=deeds.pending((GRANT, pod.uid), heard=heard),
-            refusals=memories.refusals(pod.uid, answer.state.boot) if answer.state is not None else {},
+    def _site(self) -> Site:
+        trouble = self._claims.trouble if self._without_claims else None
+        return Site(
+            claims={claim.name: claim for claim in self._claims.all()},
+            claims_served=not isinstance(trouble, NotFoundError),
+            claims_hidden=str(trouble) if isinstance(trouble, UnauthorizedError) else None,
+            visible_devices=self._context.settings.visible_devices,
         )
 
-    def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float) -> TrainerView:
+    def _known_pods(self) -> _Pods:
+        """Sorted by name and kind; sorted anew only when one has changed."""
+        adopted, own, pool = self._rollouts, self._children, self._pool
+        version = own.version + sum(item.version for item in (adopted, pool) if item is not None)
+        if self._pods.version == version:
+            return self._pods
+        # A wide selector may match the operator's own pods; only a pool makes rollout pods of these.
+        found = [pod for pod in (adopted.all() if adopted is not None else ()) if COMPONENT_LABEL not in pod.labels]
+        found += [pod for pod in own.all() if pool is not None and pool.owns(pod)]
+        by_component: dict[str | None, list[Pod]] = {}
+        for pod in own.all():
+            by_component.setdefault(pod.labels.get(COMPONENT_LABEL), []).append(pod)
+        self._pods = pods = _Pods(
+            version=version,
+            rollouts=_by_name(found),
+            trainers=_by_name(by_component.get(Component.TRAINER.value, ())),
+            gateways=_by_name(by_component.get(Component.GATEWAY.value, ())),
+            by_uid={pod.uid: pod for pod in found},
+        )
+        now = self._context.clock.steady()
+        alive = {pod.uid for pod in (*pods.rollouts, *pods.trainers)}
+        self._views = {uid: known for uid, known in self._views.items() if uid in alive}
+        self._failed_since = {uid: since for uid, since in self._failed_since.items() if uid in alive}
+        self._first_seen = {uid: self._first_seen.get(uid, now) for uid in alive}
+        return pods
+
+    def _rollout_view(self, pod: Pod, *, deeds: Deeds, memories: Memories, shown: bool) -> RolloutView:
+        """The view of the last pass, unless there is news of the pod; `shown`: the pod says which devices it has."""
+        answer = self._rollout_answers.get(pod.uid)
+        if answer is None:
+            return RolloutView(pod=pod, silent_since=self._first_seen[pod.uid])
+        heard_at = answer.received if answer.received is not None else float("-inf")
+        granting = deeds.pending((GRANT, pod.uid), heard=heard_at)
+        refusals = memories.refusals(pod.uid, answer.state.boot) if answer.state is not None else {}
+        known = self._views.get(pod.uid)
+        if known is not None and known.holds(pod, answer.version, shown, granting, refusals):
+            return known.view
+        named = answer.state.visible_devices if answer.state is not None else None
+        view = RolloutView(
+            pod=replace(pod, visible_devices=named) if shown and pod.visible_devices is None else pod,
+            state=answer.state,
+            heard_at=heard_at,
+            silent_since=answer.silent_since,
+            fault=answer.fault,
+            fault_message=answer.message,
+            granting=granting,
+            refusals=dict(refusals),
+        )
+        self._views[pod.uid] = _Seen(pod=pod, version=answer.version, shown=shown, view=view)
+        return view
+
+    def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float, site: Site) -> TrainerView:
         answer = self._trainer_answers.get(pod.uid)
         known_for = now - self._first_seen[pod.uid]
         failed = answer is not None and answer.state is not None and answer.state.phase is TrainerPhase.FAILED
         if not failed:
             self._failed_since.pop(pod.uid, None)
         failed_since = self._failed_since.setdefault(pod.uid, now) if failed else now
-        outdated = self._outdated(job, pod, rollout)
+        outdated = self._outdated(job, pod, rollout, site)
         if answer is None:
             return TrainerView(pod=pod, known_for=known_for, outdated=outdated)
         return TrainerView(
@@ -198,8 +271,8 @@ class Observer:
             outdated=outdated,
         )
 
-    def _gateway_view(self, now: float) -> GatewayView:
-        answers = [self._gateway_answers.get(pod.uid) for pod in self._own(Component.GATEWAY)]
+    def _gateway_view(self, gateways: tuple[Pod, ...], now: float) -> GatewayView:
+        answers = [self._gateway_answers.get(pod.uid) for pod in gateways]
         known = [answer for answer in answers if answer is not None]
         if not known:
             return GatewayView(silent_for=0.0)
@@ -207,22 +280,21 @@ class Observer:
         return GatewayView(
             state=newest.state if newest.fault is None else None,
             age=newest.age(now),
-            silent_for=newest.silent_for(now),
+            silent_for=now - newest.silent_since,
         )
 
-    def _outdated(self, job: Job, pod: Pod, rollout: Pod | None) -> bool:
-        if rollout is None or rollout.ip is None or any(claim.claim is None for claim in rollout.claims):
+    def _outdated(self, job: Job, pod: Pod, rollout: Pod | None, site: Site) -> bool:
+        if rollout is None or rollout.ip is None or pod.template is None:
             return False
-        wanted = trainer_pod(job, rollout, settings=self._context.settings)
-        return pod.template is not None and pod.template != digest(wanted["spec"])
+        placement = choose(job.spec.placement)
+        if placement.obstacle(rollout, site) is not None or not placement.ready(rollout, site):
+            return False
+        wanted = trainer_pod(job, rollout, settings=self._context.settings, site=site)
+        return pod.template != digest(wanted["spec"])
 
-    async def _check_devices(self) -> None:
-        while True:
-            try:
-                self._devices_claimable = await self._context.kube.serves(DEVICE_GROUP)
-            except OperatorError as error:
-                logger.warning("Could not ask for the cluster's API groups: %s", error)
-            await asyncio.sleep(DEVICE_CHECK_INTERVAL)
+
+def _by_name(pods: Iterable[Pod]) -> tuple[Pod, ...]:
+    return tuple(sorted(pods, key=lambda pod: pod.name))
 
 
 def _can_answer(pod: Pod) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import EventReason, RevisionPhase
+from tlt_operator.api.names import EventReason, Reason, RevisionPhase
 from tlt_operator.api.pod import Pod
+from tlt_operator.api.reasons import Obstacle
 from tlt_operator.clients.kube import POD, REVISION
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
@@ -20,6 +21,7 @@ from tlt_operator.errors import (
 )
 from tlt_operator.manifests.revision import drafter_revision
 from tlt_operator.manifests.trainer_pod import trainer_pod
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import (
     CREATE_TRAINER,
     Action,
@@ -41,6 +43,7 @@ from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.observer import pod_url
 from tlt_operator.reconcile.pool_keeper import PoolKeeper
 from tlt_operator.reconcile.recorder import Recorder
+from tlt_operator.reconcile.refusals import why_refused
 from tlt_operator.telemetry import timeline
 from tlt_workloads.contract import RolloutState
 
@@ -67,27 +70,25 @@ class Performer:
         self._context = context
         self._pods = pods
         self._recorder = recorder
-        self._rollouts: dict[str, Pod] = {}
+        self._snapshot: Snapshot | None = None
         self._trainers: dict[str, Pod] = {}
-        self._boots: dict[str, str] = {}
+        self._site = Site()
         self._marks: dict[str, tuple[MarkRevision, float]] = {}
         self._refusals: dict[tuple[str, str], dict[str, str]] = {}
         self._job: Job | None = None
         self._failure_counts: dict[str, int] = {}  # by rollout uid, in a row
-        self.trainer_failures: dict[str, str] = {}
+        self.trainer_failures: dict[str, Obstacle] = {}
         self.pool = PoolKeeper(context, recorder, ask=self._ask)
 
     def look(self, snapshot: Snapshot) -> None:
         """Takes over what uids stand for now."""
-        self._job = snapshot.job
+        self._job, self._site = snapshot.job, snapshot.site
+        self._snapshot = snapshot
         self.pool.look(snapshot)
-        self._rollouts = {view.pod.uid: view.pod for view in snapshot.rollouts}
         self._trainers = {view.pod.uid: view.pod for view in snapshot.trainers}
-        self._boots = {view.pod.uid: view.state.boot for view in snapshot.rollouts if view.state is not None}
-        alive = set(self._boots.items())
-        self._refusals = {key: value for key, value in self._refusals.items() if key in alive}
+        self._refusals = {key: value for key, value in self._refusals.items() if self._boot(key[0]) == key[1]}
         self.trainer_failures = {
-            uid: failure for uid, failure in self.trainer_failures.items() if uid in self._rollouts
+            uid: failure for uid, failure in self.trainer_failures.items() if self._pod(uid) is not None
         }
 
     def refusals(self, uid: str, boot: str) -> Mapping[str, str]:
@@ -115,8 +116,9 @@ class Performer:
             case DeleteTrainer():
                 await self._delete_trainer(job, action)
             case Configure():
-                if action.rollout_uid in self._rollouts:
-                    await self._rollout(job, action.rollout_uid).configure(action.config)
+                rollout = self._pod(action.rollout_uid)
+                if rollout is not None:
+                    await self._client(job, rollout).configure(action.config)
             case LoadDrafter():
                 await self._load(job, action)
             case CreateRevision():
@@ -128,19 +130,27 @@ class Performer:
             case ReplacePod():
                 await self.pool.replace(job, action)
 
-    def _rollout(self, job: Job, uid: str) -> RolloutClient:
-        return RolloutClient(self._pods, url=pod_url(self._rollouts[uid], job.spec.port))
+    def _client(self, job: Job, rollout: Pod) -> RolloutClient:
+        return RolloutClient(self._pods, url=pod_url(rollout, job.spec.port))
+
+    def _pod(self, uid: str) -> Pod | None:
+        view = self._snapshot.by_uid.get(uid) if self._snapshot is not None else None
+        return view.pod if view is not None else None
+
+    def _boot(self, uid: str) -> str:
+        view = self._snapshot.by_uid.get(uid) if self._snapshot is not None else None
+        return view.state.boot if view is not None and view.state is not None else ""
 
     async def _ask(self, job: Job, pod: Pod) -> RolloutState:
-        return await RolloutClient(self._pods, url=pod_url(pod, job.spec.port)).poll_state(seq=0, wait=0)
+        return await self._client(job, pod).poll_state(seq=0, wait=0)
 
     async def _grant(self, job: Job, action: GrantLease) -> None:
-        rollout, trainer = self._rollouts.get(action.rollout_uid), self._trainers.get(action.trainer_uid)
+        rollout, trainer = self._pod(action.rollout_uid), self._trainers.get(action.trainer_uid)
         if rollout is None or trainer is None:
             return
         leases = self._context.metrics.leases
         try:
-            await self._rollout(job, rollout.uid).grant_lease(action.request)
+            await self._client(job, rollout).grant_lease(action.request)
         except OperatorError:
             leases.labels(job=job.key, result="refused").inc()
             raise
@@ -153,10 +163,10 @@ class Performer:
         )
 
     async def _revoke(self, job: Job, action: RevokeLease) -> None:
-        rollout = self._rollouts.get(action.rollout_uid)
+        rollout = self._pod(action.rollout_uid)
         if rollout is None:
             return
-        await self._rollout(job, rollout.uid).revoke_lease(action.reason)
+        await self._client(job, rollout).revoke_lease(action.reason)
         self._recorder.normal(
             job,
             EventReason.LEASE_REVOKED,
@@ -165,7 +175,7 @@ class Performer:
         )
 
     async def _create_trainer(self, job: Job, action: CreateTrainer) -> None:
-        rollout = self._rollouts.get(action.rollout_uid)
+        rollout = self._pod(action.rollout_uid)
         if rollout is None:
             return
         settings = self._context.settings
@@ -174,15 +184,17 @@ class Performer:
                 raise InvalidSettingsError(
                     "spec.training.template.image: set it, or TLT_WORKLOADS_IMAGE of the operator"
                 )
-            created = await self._context.kube.create(trainer_pod(job, rollout, settings=settings))
+            created = await self._context.kube.create(trainer_pod(job, rollout, settings=settings, site=self._site))
         except ConflictError:
             raise  # the last trainer of this name is still going away
         except (RefusedError, UnauthorizedError) as error:
-            message = f"the API server refuses the trainer pod, see spec.training.template: {error}"
-            self._count_failure(rollout.uid, message)
+            refusal = why_refused(error)
+            self._count_failure(rollout.uid, refusal)
+            # Quotas and classes are the same for all devices of the job: one Event, not one for each.
+            self._recorder.warning(job, EventReason.TRAINER_REFUSED, refusal.message, subject=refusal.reason.value)
             raise
         except InvalidSettingsError as error:
-            self._count_failure(rollout.uid, str(error))
+            self._count_failure(rollout.uid, Obstacle(reason=Reason.TRAINER_FAILED, message=str(error)))
             raise
         self._count_write(job, "Pod")
         self._recorder.normal(
@@ -196,15 +208,16 @@ class Performer:
         trainer = self._trainers.get(action.trainer_uid)
         if trainer is None:
             return
+        await self._context.kube.delete(POD, namespace=job.namespace, name=trainer.name, uid=trainer.uid)
+        # Not before: a deletion that must be tried again is one failure of the trainer all the same.
         if action.failure is not None and trainer.rollout_uid is not None:
-            self._count_failure(trainer.rollout_uid, action.failure)
+            self._count_failure(trainer.rollout_uid, Obstacle(reason=action.reason, message=action.failure))
             self._recorder.warning(
                 job,
                 EventReason.TRAINER_FAILED,
                 f"Trainer pod {trainer.name}: {action.failure}",
                 subject=trainer.name,
             )
-        await self._context.kube.delete(POD, namespace=job.namespace, name=trainer.name, uid=trainer.uid)
         self._count_write(job, "Pod")
         self._recorder.normal(
             job,
@@ -214,12 +227,12 @@ class Performer:
         )
 
     async def _load(self, job: Job, action: LoadDrafter) -> None:
-        rollout = self._rollouts.get(action.rollout_uid)
-        boot = self._boots.get(action.rollout_uid, "")
+        rollout = self._pod(action.rollout_uid)
+        boot = self._boot(action.rollout_uid)
         if rollout is None:
             return
         try:
-            loaded = await self._rollout(job, rollout.uid).load_drafter(action.load)
+            loaded = await self._client(job, rollout).load_drafter(action.load)
         except RefusedError as error:
             self._refusals.setdefault((rollout.uid, boot), {})[action.load.revision] = str(error)
             raise
@@ -240,7 +253,13 @@ class Performer:
         try:
             await self._context.kube.create(drafter_revision(job, manifest, url=revision_url(job, manifest.revision)))
         except ConflictError:
-            return  # it exists; the watch will tell
+            found = await self._context.kube.find(REVISION, namespace=job.namespace, name=manifest.revision)
+            owners = found["metadata"].get("ownerReferences") or () if found is not None else ()
+            if found is None or any(owner["uid"] == job.uid for owner in owners):
+                return  # it exists and the watch will tell, or it is just going away
+            raise RefusedError(
+                f"DrafterRevision {manifest.revision} exists and is not of this job; delete it to let the new one in"
+            ) from None
         self._count_write(job, "DrafterRevision")
         evaluation = manifest.evaluation
         parent = (
@@ -287,7 +306,7 @@ class Performer:
                 job, EventReason.REVISION_ROLLED_BACK, f"Revision {name}: {action.message}", subject=name
             )
 
-    def _count_failure(self, rollout_uid: str, failure: str) -> None:
+    def _count_failure(self, rollout_uid: str, failure: Obstacle) -> None:
         count = self._failure_counts[rollout_uid] = self._failure_counts.get(rollout_uid, 0) + 1
         self.trainer_failures[rollout_uid] = failure
         self._hold_back(

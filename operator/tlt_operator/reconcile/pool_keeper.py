@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import EventReason, pool_name
 from tlt_operator.api.pod import Pod
-from tlt_operator.clients.kube import POD
-from tlt_operator.errors import BusyError, FinalError, NotFoundError
+from tlt_operator.clients.kube import CLAIM_TEMPLATE, POD, Object
+from tlt_operator.errors import BusyError, FinalError, InvalidSpecError, NotFoundError
+from tlt_operator.manifests.pool import claim_template, claim_template_name, pool_selector, pool_set
 from tlt_operator.plan.actions import ApplyPool, ReplacePod
 from tlt_operator.plan.snapshot import Snapshot
-from tlt_operator.reconcile.children import apply_pool_set
+from tlt_operator.reconcile.children import apply_own, is_of
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.recorder import Recorder
 from tlt_workloads.contract import RolloutState
@@ -50,9 +51,7 @@ class PoolKeeper:
             await self._confirm_unused(job, uid)
         name = pool_name(job.name)
         try:
-            applied = await apply_pool_set(
-                self._context.kube, job, replicas=action.replicas, settings=self._context.settings
-            )
+            applied = await self._apply_set(job, replicas=action.replicas)
         except NotFoundError as error:
             self.refusal = f"the cluster does not serve resource.k8s.io/v1, or the namespace is gone: {error}"
             raise
@@ -69,6 +68,26 @@ class PoolKeeper:
                 f"StatefulSet {name} keeps {action.replicas} pods of template {action.template}",
                 subject=name,
             )
+
+    async def _apply_set(self, job: Job, *, replicas: int) -> Object:
+        """Applies StatefulSet and claim template, deletes templates that it no longer names; the StatefulSet then."""
+        kube, pool = self._context.kube, job.spec.rollout.pool
+        if pool is None:
+            raise InvalidSpecError("spec.rollout.pool", "it is not set")
+        await apply_own(kube, job, claim_template(job, pool))
+        applied, conflict = await apply_own(
+            kube, job, pool_set(job, pool, replicas=replicas, settings=self._context.settings)
+        )
+        if conflict:
+            name = f"StatefulSet {pool_name(job.name)}"
+            message = f"Set back what somebody else had changed in {name}: {conflict}"
+            self._recorder.warning(job, EventReason.FIELD_SET_BACK, message, subject=name)
+        wanted = claim_template_name(job, pool)
+        for found in await kube.list_all(CLAIM_TEMPLATE, namespace=job.namespace, labels=pool_selector(job)):
+            metadata = found["metadata"]
+            if metadata["name"] != wanted and is_of(job, found):
+                await kube.delete(CLAIM_TEMPLATE, namespace=job.namespace, name=metadata["name"], uid=metadata["uid"])
+        return applied
 
     async def replace(self, job: Job, action: ReplacePod) -> None:
         """Deletes a pod; the StatefulSet's controller makes the one in its place.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from tlt_operator.api.job import Job
+from tlt_operator.api.pod import Pod
 from tlt_operator.api.pool_set import PoolSet, parse_pool_set
 from tlt_operator.clients.kube import EVENT, STATEFUL_SET
 from tlt_operator.errors import OperatorError
@@ -62,10 +63,13 @@ class PoolObserver:
         return self._sets.synced
 
     @property
-    def owner(self) -> str | None:
-        """The uid of the StatefulSet; only pods that it made are the pool's."""
-        found = next(iter(self._sets.all()), None)
-        return found.uid if found is not None else None
+    def version(self) -> int:
+        """Grows with each change of the StatefulSet."""
+        return self._sets.version
+
+    def owns(self, pod: Pod) -> bool:
+        """Whether a pod is the pool's: labels alone could be anybody's."""
+        return any(pod.controller == found.uid for found in self._sets.all())
 
     def view(self, job: Job, *, pods: int, memories: PoolMemories) -> PoolView | None:
         """The pool as of now, of which `pods` pods exist; None when the job has none any more."""

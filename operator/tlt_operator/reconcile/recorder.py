@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import EventReason
 from tlt_operator.clients.kube import EVENT
-from tlt_operator.errors import ConflictError, OperatorError
+from tlt_operator.errors import ConflictError, NotFoundError, OperatorError
+from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.context import Context
 from tlt_operator.telemetry.events import EventLog, EventType, EventWrite
 
@@ -34,7 +36,8 @@ class Recorder:
     async def close(self) -> None:
         """Gives the last Events a moment to be written."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
+            _, late = await asyncio.wait(self._tasks, timeout=1.0)
+            await cancel(*late)
 
     def _note(self, job: Job, reason: EventReason, message: str, *, subject: str, kind: EventType) -> None:
         logger.info("%s %s: %s", job.key, reason.value, message)
@@ -57,13 +60,24 @@ class Recorder:
         task.add_done_callback(self._tasks.discard)
 
     async def _write(self, write: EventWrite, namespace: str) -> None:
-        kube = self._context.kube
         try:
+            if write.repeated:
+                try:
+                    await self._repeat(write, namespace, count=write.count)
+                except NotFoundError:  # the API server has forgotten it, or the first write failed
+                    await self._context.kube.create(write.body)
+                return
             try:
-                await kube.create(write.body)
-            except ConflictError:
-                series = {"count": max(2, write.count), "lastObservedTime": write.body["eventTime"]}
-                body = {"series": series, "note": write.body["note"]}
-                await kube.patch(EVENT, namespace=namespace, name=write.name, body=body)
+                await self._context.kube.create(write.body)
+            except ConflictError:  # an operator before this one wrote it; only a patch tells how often
+                note = {"note": write.body["note"]}
+                found = await self._context.kube.patch(EVENT, namespace=namespace, name=write.name, body=note)
+                before = int((found.get("series") or {}).get("count", 1))
+                await self._repeat(write, namespace, count=self._log.adopt(write, before=before))
         except OperatorError as error:
             logger.warning("Event %s was not written: %s", write.name, error)
+
+    async def _repeat(self, write: EventWrite, namespace: str, *, count: int) -> None:
+        series = {"count": count, "lastObservedTime": write.body["eventTime"]}
+        body: dict[str, Any] = {"series": series, "note": write.body["note"]}
+        await self._context.kube.patch(EVENT, namespace=namespace, name=write.name, body=body)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import EventReason, RevisionPhase
+from tlt_operator.api.names import EventReason, Reason, RevisionPhase
 from tlt_operator.plan.conditions import Status
 from tlt_operator.plan.decision import Decision, Transition
 from tlt_operator.plan.ledger import Ledger
@@ -34,6 +34,7 @@ class Reporter:
         self._recorder = recorder
         self._shown_at = float("-inf")
         self._edges: dict[str, float] = {}
+        self._told: frozenset[Reason] = frozenset()  # obstacles that Events tell of
 
     def lease_granted(self, job: Job, rollout_uid: str, *, edge_to_lease: float) -> None:
         """Keeps the reaction time for the timeline's line to `Lent`."""
@@ -43,13 +44,11 @@ class Reporter:
     def report(self, snapshot: Snapshot, decision: Decision) -> None:
         """Everything that this pass found to be new."""
         job = snapshot.job
-        states = {view.pod.uid: view.state for view in snapshot.rollouts}
-        rollouts = {view.pod.uid: view.pod.name for view in snapshot.rollouts}
-        partners = {view.pod.uid: rollouts.get(view.pod.rollout_uid or "") for view in snapshot.trainers}
         for item in decision.worker_transitions:
-            self._worker(job, item, states.get(item.uid))
+            view = snapshot.by_uid.get(item.uid)
+            self._worker(job, item, view.state if view is not None else None)
         for item in decision.trainer_transitions:
-            self._transition(job, "trainer", item, {"rollout": partners.get(item.uid)})
+            self._transition(job, "trainer", item, {"rollout": _partner(snapshot, item.uid)})
         metrics = self._context.metrics
         for counted in decision.ended_leases:
             lease = counted.lease
@@ -70,10 +69,21 @@ class Reporter:
             )
         for window in decision.closed_windows:
             metrics.idle_window.labels(job=job.key).observe(window.seconds)
+        self._skipped(snapshot)
         now = self._context.clock.steady()
         if now - self._shown_at >= METRICS_INTERVAL:
             self._shown_at = now
             self._show(snapshot, decision)
+
+    def _skipped(self, snapshot: Snapshot) -> None:
+        """One Event for each reason that keeps pods from being lent, not one for each pod."""
+        by_reason = {item.reason: item for item in snapshot.obstacles.values()}
+        for reason, obstacle in by_reason.items():
+            if reason not in self._told:
+                self._recorder.warning(
+                    snapshot.job, EventReason.POD_SKIPPED, obstacle.message, subject=f"skipped for {reason.value}"
+                )
+        self._told = frozenset(by_reason)
 
     def _worker(self, job: Job, item: Transition, state: RolloutState | None) -> None:
         extra: dict[str, timeline.Value] = {}
@@ -184,3 +194,10 @@ def _fails(snapshot: Snapshot, trainer: TrainerView) -> bool:
         overdue = trainer.known_for > snapshot.limits.silence and not trainer.pod.deleting
         return overdue and trainer.pod.trouble is not None
     return trainer.state.phase is TrainerPhase.FAILED or window_error(trainer) is not None
+
+
+def _partner(snapshot: Snapshot, trainer_uid: str) -> str | None:
+    """Name of the rollout pod whose device a trainer shares."""
+    trainer = next((view.pod for view in snapshot.trainers if view.pod.uid == trainer_uid), None)
+    rollout = snapshot.by_uid.get(trainer.rollout_uid or "") if trainer is not None else None
+    return rollout.pod.name if rollout is not None else None

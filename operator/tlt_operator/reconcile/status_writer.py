@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tlt_operator.clients.kube import JOB
-from tlt_operator.errors import NotFoundError, OperatorError
+from tlt_operator.errors import OperatorError
 from tlt_operator.plan.status import significant
+from tlt_operator.reconcile.backoff import Backoff
 from tlt_operator.reconcile.context import Context
 
 LOOK = 0.1
 FIRST_RETRY = 1.0
-LAST_RETRY = 30.0
 
 MakeStatus = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -42,7 +42,7 @@ class StatusWriter:
 
     async def run(self) -> None:
         """Runs until cancelled."""
-        made, retry = False, FIRST_RETRY
+        made, backoff = False, Backoff(first=FIRST_RETRY)
         while True:
             await asyncio.sleep(LOOK)
             if self._make is not None:
@@ -52,14 +52,11 @@ class StatusWriter:
             status = self.current
             try:
                 await self._context.kube.patch_status(JOB, namespace=self._namespace, name=self._name, status=status)
-            except NotFoundError:
-                return  # the job is gone
-            except OperatorError as error:
+            except OperatorError as error:  # when the job is gone, whoever runs this will soon hear of it
                 logger.warning("Status of %s/%s was not written: %s", self._namespace, self._name, error)
-                await asyncio.sleep(retry)
-                retry = min(2 * retry, LAST_RETRY)
+                await asyncio.sleep(backoff.next(error))
                 continue
-            retry = FIRST_RETRY
+            backoff.reset()
             self._written, self._written_at = status, self._context.clock.steady()
             job = f"{self._namespace}/{self._name}"
             self._context.metrics.api_writes.labels(job=job, kind="TLTJob").inc()

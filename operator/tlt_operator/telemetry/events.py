@@ -11,6 +11,7 @@ from tlt_operator.api.job import Job
 from tlt_operator.api.names import API_VERSION, FIELD_MANAGER, JOB_KIND, EventReason
 
 REPEAT_AFTER = 60.0  # a repeated Event is written again at most this often
+FORGOTTEN_AFTER = 3600.0  # as the API server forgets Events (kube-apiserver --event-ttl)
 
 
 class EventType(enum.StrEnum):
@@ -24,15 +25,18 @@ class EventType(enum.StrEnum):
 class _Known:
     count: int
     written: float
+    heard: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class EventWrite:
-    """An Event to create, or with `count` above one to update."""
+    """An Event to create, or when it is `repeated` to update; `count` is how often its news has come so far."""
 
+    key: str
     name: str
     body: dict[str, Any]
     count: int
+    repeated: bool
 
 
 class EventLog:
@@ -58,14 +62,15 @@ class EventLog:
         `subject` names what the news is about (a pod, a revision): the same reason and subject make one Event.
         """
         key = f"{job.uid}/{reason}/{subject}"
+        self._known = {name: old for name, old in self._known.items() if now - old.heard < FORGOTTEN_AFTER}
         known = self._known.get(key)
         if known is not None:
-            known.count += 1
+            known.count, known.heard = known.count + 1, now
             if now - known.written < REPEAT_AFTER:
                 return None
             known.written = now
         else:
-            known = self._known[key] = _Known(count=1, written=now)
+            known = self._known[key] = _Known(count=1, written=now, heard=now)
         name = f"{job.name}.{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         body: dict[str, Any] = {
             "apiVersion": "events.k8s.io/v1",
@@ -86,4 +91,11 @@ class EventLog:
             "note": message[:1024],
             "type": kind.value,
         }
-        return EventWrite(name=name, body=body, count=known.count)
+        return EventWrite(key=key, name=name, body=body, count=known.count, repeated=known.count > 1)
+
+    def adopt(self, write: EventWrite, *, before: int) -> int:
+        """Counts on from an Event that an operator before this one has written; answers the new count."""
+        known = self._known.get(write.key)
+        if known is not None:
+            known.count += before
+        return write.count + before

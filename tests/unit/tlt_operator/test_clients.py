@@ -16,6 +16,7 @@ from tlt_operator.errors import (
     ConflictError,
     IncompatibleError,
     NotFoundError,
+    OverloadedError,
     RefusedError,
     UnauthorizedError,
     UnreachableError,
@@ -32,16 +33,28 @@ from tlt_workloads.contract import DrafterLoaded
         (404, NotFoundError),
         (409, ConflictError),
         (422, RefusedError),
-        (429, BusyError),
+        (429, OverloadedError),
         (500, UnreachableError),
-        (503, BusyError),
+        (503, OverloadedError),
     ],
 )
 def test_api_servers_answers(status: int, error: type[Exception]) -> None:
-    found = _renamed(status, "GET /x", '{"kind": "Status", "message": "why"}')
+    found = _renamed(status, "GET /x", '{"kind": "Status", "message": "why", "details": {"name": "x"}}', {})
     assert type(found) is error
     assert str(found) == "GET /x: why"
-    assert "HTTP" in str(_renamed(status, "GET /x", b"<html>"))
+    assert "HTTP" in str(_renamed(status, "GET /x", b"<html>", {}))
+
+
+def test_kind_that_is_not_served_for_a_moment_is_no_missing_object() -> None:
+    body = '{"kind": "Status", "reason": "NotFound", "message": "the server could not find the requested resource"}'
+    for answer in (body, b"404 page not found\n"):
+        assert type(_renamed(404, "GET /x", answer, {})) is UnreachableError
+
+
+def test_overloaded_server_says_how_long_to_wait() -> None:
+    found = _renamed(429, "GET /x", "{}", {"Retry-After": "7"})
+    assert isinstance(found, OverloadedError)
+    assert found.after == 7.0
 
 
 def test_paths_of_objects() -> None:
@@ -56,10 +69,13 @@ class Server:
     def __init__(self) -> None:
         self.status, self.text = 200, "{}"
         self.authorization = ""
+        self.accepted = ""
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         self.authorization = request.headers.get("Authorization", "")
+        if self.accepted not in ("", self.authorization):
+            return web.Response(status=401)
         return web.Response(status=self.status, text=self.text)
 
 
@@ -80,7 +96,23 @@ async def server() -> AsyncIterator[Server]:
 @pytest_asyncio.fixture
 async def pods() -> AsyncIterator[PodClient]:
     async with aiohttp.ClientSession() as session:
-        yield PodClient(session, token="secret", request_timeout=5.0)
+        yield PodClient(session, tokens=("secret",), request_timeout=5.0)
+
+
+async def test_a_pod_that_is_a_step_behind_in_a_rotation_gets_the_other_token(server: Server, pods: PodClient) -> None:
+    pods.tokens = ("new", "old")
+    server.accepted = "Bearer old"
+    assert await pods.call("GET", server.url) == {}
+    server.accepted = "Bearer another"
+    with pytest.raises(UnauthorizedError):
+        await pods.call("GET", server.url)
+
+
+async def test_without_any_token_nothing_is_sent(server: Server, pods: PodClient) -> None:
+    pods.tokens = ()
+    with pytest.raises(UnauthorizedError):
+        await pods.call("GET", server.url)
+    assert server.authorization == ""
 
 
 async def test_token_is_sent(server: Server, pods: PodClient) -> None:

@@ -21,7 +21,8 @@ from tests.support.snapshots import (
     make_trainer_pod,
 )
 from tlt_operator.api.names import ConditionType, Phase, Reason, RevisionPhase
-from tlt_operator.api.reasons import EXPLANATIONS, QUESTIONS
+from tlt_operator.api.reasons import EXPLANATIONS, QUESTIONS, Obstacle
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.conditions import Condition, Status
 from tlt_operator.plan.decision import Decision, Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
@@ -38,6 +39,7 @@ def condition(snapshot: Snapshot, kind: ConditionType) -> Condition:
     return next(item for item in decision(snapshot).conditions if item.type is kind)
 
 
+NO_MODEL = Obstacle(reason=Reason.TRAINER_FAILED, message="no model")
 NO_CLAIM = make_rollout("a", make_state(), pod=make_pod("a", claims=()))
 
 
@@ -74,9 +76,13 @@ def test_rollout_that_cannot_be_watched(snapshot: Snapshot, reason: Reason, word
     ("snapshot", "reason", "words"),
     [
         (make_snapshot(NO_CLAIM), Reason.NO_CLAIM, ("pod a", "resources.claims")),
-        (make_snapshot(busy("a"), devices_claimable=False), Reason.NO_DRA, ("resource.k8s.io",)),
+        (make_snapshot(busy("a"), site=Site(claims_served=False)), Reason.NO_DRA, ("resource.k8s.io",)),
         (make_snapshot(busy("a"), silent(Fault.ROUTE_MISSING)), Reason.PLUGIN_MISSING, ("Pod a",)),
-        (make_snapshot(busy("a"), trainer_failures={"a-uid": "no model"}), Reason.TRAINER_FAILED, ("a", "no model")),
+        (
+            make_snapshot(busy("a"), trainer_failures={"a-uid": NO_MODEL}),
+            Reason.TRAINER_FAILED,
+            ("a", "no model"),
+        ),
         (
             make_snapshot(busy("a"), make_trainer("a", phase=TrainerPhase.FAILED, message="model /x does not exist")),
             Reason.TRAINER_FAILED,

@@ -106,7 +106,7 @@ def test_grants_go_to_idle_pods_with_a_warm_trainer_only(snapshot: Snapshot) -> 
         assert view.state.idle
         assert view.state.lease is None
         assert view.fault is None
-        assert view.age <= snapshot.limits.stale_after
+        assert snapshot.age(view) <= snapshot.limits.stale_after
         assert not view.granting
         trainer = next(item for item in snapshot.trainers if item.pod.uid == grant.trainer_uid)
         assert trainer.pod.rollout_uid == grant.rollout_uid

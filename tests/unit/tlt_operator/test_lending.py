@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.snapshots import (
+    NOW,
     busy,
     idle,
     lent,
@@ -293,7 +294,7 @@ def test_lease_is_asked_back_when_the_tail_is_over_for_certain() -> None:
     assert revoke.rollout_uid == "b-uid"
     assert revoke.reason is RevokeReason.WINDOW_END
     settling = make_rollout("a", make_state())
-    assert classify(settling, stale_after=30) is WorkerState.DRAINING
+    assert classify(settling, now=NOW, stale_after=30) is WorkerState.DRAINING
     assert revokes(make_snapshot(settling, lent("b"), make_trainer("b"))) == ()
     silent = make_rollout("a", make_state(), fault=Fault.UNREACHABLE)
     assert revokes(make_snapshot(silent, lent("b"), make_trainer("b"))) == ()

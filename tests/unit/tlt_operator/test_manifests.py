@@ -11,11 +11,13 @@ from tests.support.fake_rollout import manifest
 from tests.support.snapshots import make_job, make_pod
 from tlt_operator.api.job import Job
 from tlt_operator.api.pod import DeviceClaim
+from tlt_operator.api.token import Tokens
 from tlt_operator.config import Settings
 from tlt_operator.manifests.gateway import gateway_objects, gateway_url
 from tlt_operator.manifests.revision import drafter_revision
 from tlt_operator.manifests.token_secret import token_secret
 from tlt_operator.manifests.trainer_pod import trainer_pod
+from tlt_operator.placement.strategy import Site
 from tlt_workloads.contract import TrainerConfig, decode
 from tlt_workloads.gateway.settings import read_settings
 from tlt_workloads.trainer.settings import settings_from_environment
@@ -24,7 +26,7 @@ SETTINGS = Settings(workloads_image="workloads:1", operator_image="operator:1")
 
 
 def trainer(job: Job | None = None, *, settings: Settings = SETTINGS, **pod: Any) -> dict[str, Any]:
-    return trainer_pod(job or make_job(), make_pod("rollout-0", **pod), settings=settings)
+    return trainer_pod(job or make_job(), make_pod("rollout-0", **pod), settings=settings, site=Site())
 
 
 def environment(container: dict[str, Any]) -> dict[str, Any]:
@@ -163,9 +165,10 @@ def test_gateways_pods_are_never_taken_for_rollout_pods() -> None:
 
 
 def test_token_secret() -> None:
-    secret = token_secret(make_job(), token="abc")
+    secret = token_secret(make_job(), Tokens(current="abc", changed_at=0.0))
     assert secret["metadata"]["name"] == "demo-tlt-control"
-    assert secret["stringData"] == {"token": "abc"}
+    assert secret["data"] == {"token": "YWJj"}
+    assert secret["metadata"]["annotations"] == {"tlt.dev/token-changed-at": "1970-01-01T00:00:00Z"}
 
 
 def test_drafter_revision_carries_the_manifest() -> None:

@@ -20,6 +20,7 @@ from tests.support.snapshots import (
 from tlt_operator.api.names import ConditionType, Phase, Reason
 from tlt_operator.api.pod import parse_pod
 from tlt_operator.api.pool_set import PoolSet, parse_pool_set
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import (
     Action,
     ApplyPool,
@@ -122,7 +123,8 @@ def test_a_pod_in_the_middle_does_not_go_before_the_last_one() -> None:
 
 def test_a_lent_pod_that_is_to_go_gives_its_device_back_first_and_loses_its_trainer_next() -> None:
     trainer = make_trainer("demo-rollout-1", phase=TrainerPhase.TRAINING)
-    [revoke] = deeds(plan(pod(0), pod(1, state=LENT), trainer, replicas=1, kept=2))
+    views = [pod(0, state=BUSY), pod(1, state=LENT), trainer]
+    [revoke] = deeds(plan(*views, replicas=1, kept=2))
     assert isinstance(revoke, RevokeLease)
     assert "about to go" in revoke.why
     still_writing = make_trainer("demo-rollout-1", phase=TrainerPhase.STOPPING)
@@ -134,8 +136,7 @@ def test_a_lent_pod_that_is_to_go_gives_its_device_back_first_and_loses_its_trai
 
 
 def test_a_pod_that_is_to_go_is_neither_lent_nor_gets_a_trainer() -> None:
-    scope = {"job": {"idle": {"scope": "AnyIdle"}}}
-    lent = plan(pod(0), make_trainer("demo-rollout-0"), replicas=1, **scope)
+    lent = plan(pod(0), make_trainer("demo-rollout-0"), replicas=1, job={"idle": {"scope": "AnyIdle"}})
     assert [type(action) for action in deeds(lent)] == [GrantLease]
     leaving = plan(pod(0), pod(1), pod(2), pod(3, state=BUSY), make_trainer("demo-rollout-2"), replicas=1, kept=4)
     created = [action.rollout_uid for action in leaving.actions if isinstance(action, CreateTrainer)]
@@ -156,7 +157,7 @@ def test_a_set_that_somebody_else_changed_is_written_again() -> None:
 
 
 def test_the_pod_that_is_idle_and_not_lent_goes_first() -> None:
-    views = [
+    views: list[RolloutView | TrainerView] = [
         pod(0, template="old", state=BUSY),
         pod(1, template="old", state=LENT),
         pod(2, template="old"),
@@ -246,7 +247,7 @@ def test_refused_pods_are_told_in_the_api_servers_words(refusal: str, reason: Re
 
 
 def test_a_cluster_without_claims_is_told() -> None:
-    found = condition(plan(replicas=1, devices_claimable=False), ConditionType.ROLLOUT_READY)
+    found = condition(plan(replicas=1, site=Site(claims_served=False)), ConditionType.ROLLOUT_READY)
     assert (found.status, found.reason) == (Status.FALSE, Reason.NO_DRA)
     assert "spec.rollout.selector" in found.message
 

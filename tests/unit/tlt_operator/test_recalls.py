@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.snapshots import (
+    NOW,
     busy,
     idle,
     lent,
@@ -43,7 +44,7 @@ def deleted(decision: Decision) -> list[str]:
 
 
 def silent(view: RolloutView, *, age: float = 1.0) -> RolloutView:
-    return dataclasses.replace(view, fault=Fault.UNREACHABLE, age=age)
+    return dataclasses.replace(view, fault=Fault.UNREACHABLE, heard_at=NOW - age)
 
 
 def test_lease_of_a_stranger_is_asked_back_and_its_device_lent_to_nobody_else() -> None:

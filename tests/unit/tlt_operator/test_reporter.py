@@ -10,7 +10,9 @@ import pytest
 
 from tests.support.snapshots import busy, idle, lent, make_job, make_revision, make_snapshot, make_state, make_trainer
 from tests.support.snapshots import make_pod as make_any_pod
-from tlt_operator.api.names import RevisionPhase
+from tlt_operator.api.job import Job
+from tlt_operator.api.names import EventReason, Reason, RevisionPhase
+from tlt_operator.api.reasons import Obstacle
 from tlt_operator.config import Settings
 from tlt_operator.plan.decision import Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
@@ -46,6 +48,17 @@ def after_windows(count: int, last: WindowReport) -> TrainerView:
     return replace(trainer, state=replace(trainer.state, windows=count, last_window=last))
 
 
+class Notebook(Recorder):
+    """Keeps warnings instead of writing them to a cluster."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.warnings: list[str] = []
+
+    def warning(self, job: Job, reason: EventReason, message: str, *, subject: str) -> None:
+        self.warnings.append(message)
+
+
 @dataclass
 class Desk:
     """A reporter without a cluster; each report is a pass long enough after the last one."""
@@ -57,10 +70,11 @@ class Desk:
     def __post_init__(self) -> None:
         clock = Clock(steady=lambda: self.now, wall=lambda: self.now)
         self.context = Context(kube=cast(Any, None), session=cast(Any, None), settings=Settings(), clock=clock)
+        self.notebook = Notebook(self.context)
         self.reporter = self.new_reporter()
 
     def new_reporter(self) -> Reporter:
-        return Reporter(self.context, Recorder(self.context))
+        return Reporter(self.context, self.notebook)
 
     def report(self, snapshot: Snapshot) -> None:
         self.now += METRICS_INTERVAL
@@ -124,7 +138,8 @@ def test_a_job_whose_loop_starts_anew_counts_nothing_twice() -> None:
 
 def test_devices_whose_trainers_fail_are_counted_whatever_fails() -> None:
     desk = Desk()
-    crashed = make_snapshot(busy("a"), busy("b"), trainer_failures={"a-uid": "exit code 1"})
+    failure = Obstacle(reason=Reason.TRAINER_FAILED, message="exit code 1")
+    crashed = make_snapshot(busy("a"), busy("b"), trainer_failures={"a-uid": failure})
     desk.report(crashed)
     assert desk.value("tlt_failing_trainers") == 1
     failed = make_trainer("b", phase=TrainerPhase.FAILED)
@@ -161,6 +176,19 @@ def test_a_condition_shows_its_reason_of_now_only() -> None:
     desk.report(make_snapshot(idle("a"), busy("b")))
     assert desk.value("tlt_condition_reason", type="Degraded", reason="NoResourceClaim") is None
     assert desk.value("tlt_condition_reason", type="Degraded", reason="AsExpected") == 1
+
+
+def test_pods_that_cannot_be_lent_are_told_once_for_each_reason() -> None:
+    desk = Desk()
+    unclaimed = [replace(idle(name), pod=make_any_pod(name, claims=())) for name in ("a", "b")]
+    plain = make_snapshot(*unclaimed, busy("c"))
+    for _ in range(3):
+        desk.report(plain)
+    assert len(desk.notebook.warnings) == 1
+    assert "resources.claims" in desk.notebook.warnings[0]
+    desk.report(make_snapshot(busy("c")))
+    desk.report(plain)
+    assert len(desk.notebook.warnings) == 2, "it is news again after it was gone"
 
 
 def test_a_deleted_job_that_comes_back_starts_from_nothing() -> None:

@@ -19,13 +19,12 @@ from tests.support.snapshots import (
     make_trainer,
     make_trainer_pod,
 )
-from tlt_operator.api.names import Reason
 from tlt_operator.api.pod import DeviceClaim
 from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
 from tlt_operator.plan.generation import observe_generation
 from tlt_operator.plan.recalls import decide_recalls
 from tlt_operator.plan.snapshot import Fault, Snapshot
-from tlt_operator.plan.training import decide_trainers, placement_obstacle
+from tlt_operator.plan.training import decide_trainers
 from tlt_operator.plan.worker import classify_all
 from tlt_workloads.contract import LeasePhase, TrainerPhase, WindowReport
 
@@ -78,16 +77,6 @@ def test_max_trainers_bounds_their_number_and_those_that_exist_come_first() -> N
 )
 def test_no_trainer_where_none_can_run(view: object) -> None:
     assert created(decide(make_snapshot(view))) == []
-
-
-def test_obstacles_name_object_and_fix() -> None:
-    found = placement_obstacle(make_snapshot(), make_pod("a", claims=()))
-    assert found is not None
-    assert found[0] is Reason.NO_CLAIM
-    assert "pod a" in found[1]
-    without = placement_obstacle(make_snapshot(devices_claimable=False), make_pod("a"))
-    assert without is not None
-    assert without[0] is Reason.NO_DRA
 
 
 def test_trainer_goes_with_its_rollout_pod() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.snapshots import busy, idle, lent, make_lease, make_pod, make_rollout, make_snapshot, make_state
+from tests.support.snapshots import NOW, busy, idle, lent, make_lease, make_pod, make_rollout, make_snapshot, make_state
 from tlt_operator.plan.decision import Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
 from tlt_operator.plan.snapshot import Fault, RolloutView
@@ -35,12 +35,12 @@ from tlt_workloads.contract import LeasePhase
     ],
 )
 def test_state_follows_from_pod_and_last_answer(view: RolloutView, state: WorkerState) -> None:
-    assert classify(view, stale_after=30.0) is state
+    assert classify(view, now=NOW, stale_after=30.0) is state
 
 
 def test_answer_counts_even_when_a_readiness_probe_blinks() -> None:
     view = make_rollout("a", make_state(running=1), pod=make_pod("a", ready=False))
-    assert classify(view, stale_after=30.0) is WorkerState.BUSY
+    assert classify(view, now=NOW, stale_after=30.0) is WorkerState.BUSY
 
 
 def test_no_row_of_the_table_of_moves_repeats_another_or_stands_still() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 from tlt_workloads.gateway.errors import PodRefusedError, PodUnreachableError
 from tlt_workloads.gateway.exchange import Exchange
-from tlt_workloads.gateway.pods import PodClient
+from tlt_workloads.gateway.pods import PodAnswer, PodClient
 from tlt_workloads.gateway.policy import Admission, Policy, PolicyLedger
 from tlt_workloads.gateway.settings import GatewaySettings
+from tlt_workloads.tokens import TokenFile, TokenUnreadableError, bearer
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,20 @@ class Backend:
 class Backends:
     """Follows the pods.  `refresh` is one pass; `run` passes for ever."""
 
-    def __init__(self, *, settings: GatewaySettings, pods: PodClient, exchange: Exchange, ledger: PolicyLedger) -> None:
+    def __init__(
+        self,
+        *,
+        settings: GatewaySettings,
+        pods: PodClient,
+        exchange: Exchange,
+        ledger: PolicyLedger,
+        tokens: TokenFile,
+    ) -> None:
         self.policy_change = asyncio.Lock()  # held while a pod catches up and while an update starts
         self.last_pass = asyncio.get_running_loop().time()
         self._settings = settings
         self._pods = pods
+        self._tokens = tokens
         self._exchange = exchange
         self._ledger = ledger
         self._known: dict[str, Backend] = {}
@@ -162,9 +172,7 @@ class Backends:
     async def _version(self, address: str) -> str | None:
         """The policy that a pod says it has; None when it cannot say."""
         try:
-            answer = await self._pods.request(
-                "GET", address, "/weight_info", headers=self._token_header(), limit=self._settings.probe_timeout
-            )
+            answer = await self._request_with_token("GET", address, "/weight_info", limit=self._settings.probe_timeout)
         except PodUnreachableError:
             return None
         data = answer.json() if answer.status == 200 else None
@@ -180,14 +188,22 @@ class Backends:
         if policy.init_info is not None:
             steps.insert(0, ("/init_weight_transfer_engine", {"init_info": policy.init_info}))
         for path, body in steps:
-            answer = await self._pods.request("POST", address, path, body=body, headers=self._token_header())
+            answer = await self._request_with_token("POST", address, path, body=body)
             if answer.status != 200:
                 raise PodRefusedError(address, path, status=answer.status, message=answer.message)
 
-    def _token_header(self) -> dict[str, str]:
-        """Pods may protect their weights with the job's token."""
-        token = self._settings.token()
-        return {"Authorization": f"Bearer {token}"} if token else {}
+    async def _request_with_token(
+        self, method: str, address: str, path: str, *, body: Any = None, limit: float | None = None
+    ) -> PodAnswer:
+        """Pods may protect their weights with the job's token; during a rotation there are two."""
+        try:
+            token = self._tokens.tokens()[0]
+        except TokenUnreadableError:
+            return await self._pods.request(method, address, path, body=body, limit=limit)
+        answer = await self._pods.request(method, address, path, body=body, headers=bearer(token), limit=limit)
+        if answer.status == 401 and (other := self._tokens.another(token)) is not None:
+            answer = await self._pods.request(method, address, path, body=body, headers=bearer(other), limit=limit)
+        return answer
 
     def _forget_the_lost(self) -> None:
         now = asyncio.get_running_loop().time()

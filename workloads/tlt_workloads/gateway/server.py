@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 import logging
 import uuid
@@ -26,6 +25,7 @@ from tlt_workloads.gateway.pods import PodAnswer, PodClient
 from tlt_workloads.gateway.policy import PolicyLedger
 from tlt_workloads.gateway.settings import GatewaySettings
 from tlt_workloads.gateway.state import Batch, Progress
+from tlt_workloads.tokens import TokenFile, UnauthorizedError
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
+        self._tokens = TokenFile(settings.token_file)
         self._progress = Progress()
         self._ledger = PolicyLedger()
         self._pods = PodClient()
@@ -76,7 +77,9 @@ class Gateway:
             progress=self._progress,
             on_unreachable=lambda address, reason: self._backends.suspect(address, reason),
         )
-        self._backends = Backends(settings=settings, pods=self._pods, exchange=self._exchange, ledger=self._ledger)
+        self._backends = Backends(
+            settings=settings, pods=self._pods, exchange=self._exchange, ledger=self._ledger, tokens=self._tokens
+        )
         self._control = Control(pods=self._pods, backends=self._backends, exchange=self._exchange, ledger=self._ledger)
         self._metrics = GatewayMetrics(self.view)
 
@@ -216,21 +219,16 @@ class Gateway:
         return handle
 
     async def _state(self, request: web.Request) -> web.Response:
-        if not self._is_authorised(request):
-            return _contract_error(401, "Unauthorized", "give the job's token as `Authorization: Bearer <token>`")
         try:
+            self._tokens.check(request.headers.get("Authorization"))
             sequence = int(request.query.get("seq", "0"))
             wait = min(float(request.query.get("wait", "0")), LONGEST_POLL)
+        except UnauthorizedError as error:
+            return _contract_error(401, "Unauthorized", str(error))
         except ValueError:
             return _contract_error(400, "BadQuery", "seq and wait are numbers")
         await self._progress.pulse.differs_from(sequence, within=wait)
         return web.json_response(contract.encode(self.view()))
-
-    def _is_authorised(self, request: web.Request) -> bool:
-        """Without a token to compare with nobody gets in."""
-        token = self._settings.token()
-        given = request.headers.get("Authorization", "")
-        return token is not None and hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         age = asyncio.get_running_loop().time() - self._backends.last_pass

@@ -46,13 +46,6 @@ class GatewaySettings:
             if getattr(self, name) < least:
                 raise SettingsError(f"{variable_of(name)}: {getattr(self, name)} is below {least}")
 
-    def token(self) -> str | None:
-        """The job's token; read anew each time, since the cluster may replace it.  None when there is none."""
-        try:
-            return self.token_file.read_text().strip() or None
-        except OSError:
-            return None
-
 
 def variable_of(name: str) -> str:
     """The environment variable that sets the field `name`."""

@@ -20,6 +20,7 @@ from tlt_workloads.contract import (
 from tlt_workloads.drafter import WEIGHTS_FILE
 from tlt_workloads.rollout.compat import engine_version
 from tlt_workloads.rollout.counters import CounterPage, create_page, inherited_page
+from tlt_workloads.rollout.devices import visible_devices
 from tlt_workloads.rollout.engine import CaptureOrder, VllmEngine
 from tlt_workloads.rollout.locations import JobFolder, job_folder
 from tlt_workloads.rollout.metrics import publish
@@ -102,6 +103,7 @@ async def assemble(client: Any, args: Namespace) -> Rollout:
             plugin_version=_plugin_version(),
             drafter_method=None if speculative is None else speculative.method,
             can_sleep=bool(config.model_config.enable_sleep_mode) and config.device_config.device_type != "cpu",
+            visible_devices=visible_devices(os.environ),
         ),
         readings=Readings(
             waiting=lambda: TOTALS.waiting,

@@ -53,6 +53,7 @@ class Identity:
     plugin_version: str
     drafter_method: str | None  # None = started without speculation
     can_sleep: bool  # the engine can give its memory back
+    visible_devices: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -129,6 +130,7 @@ class RolloutPod:
             engine_version=self.identity.engine_version,
             plugin_version=self.identity.plugin_version,
             swap_stall=self.swap_stall,
+            visible_devices=self.identity.visible_devices,
         )
 
     async def wait_for_change(self, seq: int, *, within: float) -> None:

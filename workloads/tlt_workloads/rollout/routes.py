@@ -17,7 +17,6 @@ from starlette.datastructures import State
 from tlt_workloads import contract
 from tlt_workloads.rollout import weight_routes
 from tlt_workloads.rollout.assembly import Rollout, assemble
-from tlt_workloads.rollout.auth import TokenFile, UnauthorizedError
 from tlt_workloads.rollout.engine import DrafterRefusedError
 from tlt_workloads.rollout.gate import RequestGate
 from tlt_workloads.rollout.lease import NotHolderError
@@ -25,6 +24,7 @@ from tlt_workloads.rollout.locations import OutsideStoreError
 from tlt_workloads.rollout.pod import RefusedError, RolloutPod
 from tlt_workloads.rollout.speculation import SpeculationRefusedError
 from tlt_workloads.store import StoreError
+from tlt_workloads.tokens import TokenFile, UnauthorizedError
 
 logger = logging.getLogger("vllm.tlt")
 

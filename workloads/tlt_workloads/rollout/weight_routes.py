@@ -23,8 +23,8 @@ from vllm.entrypoints.serve.dev.server_info import api_router as vllm_info_route
 from vllm.v1.engine import PauseMode
 
 from tlt_workloads.rollout.assembly import Rollout
-from tlt_workloads.rollout.auth import UnauthorizedError
 from tlt_workloads.rollout.locations import JobFolder, OutsideStoreError
+from tlt_workloads.tokens import UnauthorizedError
 
 PROTECT_VARIABLE = "TLT_PROTECT_WEIGHT_ROUTES"
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
 from tlt_workloads.contract import LEASE_ROUTE, ContractError, LeaseView, decode
+from tlt_workloads.tokens import TokenFile, TokenUnreadableError, bearer
 
 
 class RolloutUnreachableError(Exception):
@@ -26,11 +30,11 @@ class LeaseAnswer:
 class LeaseClient:
     """Speaks to one rollout pod for one holder."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, rollout_url: str, holder: str, token: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, rollout_url: str, holder: str, tokens: TokenFile) -> None:
         self._session = session
         self._url = f"{rollout_url}{LEASE_ROUTE}"
         self._holder = holder
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self._tokens = tokens
 
     async def poll(self, *, seq: int, wait: float, patience: float) -> LeaseAnswer:
         """Waits for news of the lease; every call is a heartbeat.
@@ -63,16 +67,25 @@ class LeaseClient:
     async def _request(
         self, method: str, query: dict[str, str], *, deadline: float, absent_is_fine: bool = False
     ) -> dict[str, Any]:
-        timeout = aiohttp.ClientTimeout(total=deadline)
         try:
-            async with self._session.request(
-                method, self._url, params=query, headers=self._headers, timeout=timeout
-            ) as answer:
+            async with asyncio.timeout(deadline), self._answer(method, query) as answer:
                 if absent_is_fine and answer.status in (404, 409):
                     return {}
                 if answer.status >= 300:
                     raise RolloutUnreachableError(f"{method} {self._url}: {answer.status} {await answer.text()}")
                 data: Any = await answer.json() if answer.content_length != 0 and answer.status != 204 else {}
                 return data if isinstance(data, dict) else {}
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, TokenUnreadableError) as error:
             raise RolloutUnreachableError(f"{method} {self._url}: {error or type(error).__name__}") from error
+
+    @contextlib.asynccontextmanager
+    async def _answer(self, method: str, query: dict[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Sends the token; a pod that is behind or ahead in a rotation gets the other one."""
+        token = self._tokens.tokens()[0]
+        async with self._session.request(method, self._url, params=query, headers=bearer(token)) as answer:
+            other = self._tokens.another(token) if answer.status == 401 else None
+            if other is None:
+                yield answer
+                return
+        async with self._session.request(method, self._url, params=query, headers=bearer(other)) as answer:
+            yield answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
 import time
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from tlt_workloads.contract import TRAINER_ROUTE, RevisionManifest, TrainerPhase, TrainerState, WindowReport, encode
+from tlt_workloads.tokens import TokenFile, UnauthorizedError
 
 LONGEST_WAIT = 60.0  # s
 
@@ -90,15 +90,16 @@ class StatusBoard:
             self._changed.notify_all()
 
 
-def status_application(board: StatusBoard, *, token: str) -> web.Application:
+def status_application(board: StatusBoard, *, tokens: TokenFile) -> web.Application:
     """The pod's HTTP side."""
 
     async def trainer(request: web.Request) -> web.Response:
-        if not _is_authorised(request, token):
-            return _error(401, "Unauthorized", "the Authorization header must carry the job's bearer token")
         try:
+            tokens.check(request.headers.get("Authorization"))
             seq = int(request.query.get("seq", "0"))
             wait = min(LONGEST_WAIT, max(0.0, float(request.query.get("wait", "0"))))
+        except UnauthorizedError as error:
+            return _error(401, "Unauthorized", str(error))
         except ValueError:
             return _error(400, "BadQuery", "seq must be a whole number and wait a number of seconds")
         if wait:
@@ -112,11 +113,6 @@ def status_application(board: StatusBoard, *, token: str) -> web.Application:
     application.router.add_get(TRAINER_ROUTE, trainer)
     application.router.add_get("/healthz", healthz)
     return application
-
-
-def _is_authorised(request: web.Request, token: str) -> bool:
-    given = request.headers.get("Authorization", "")
-    return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
 
 
 def _error(status: int, reason: str, message: str) -> web.Response:

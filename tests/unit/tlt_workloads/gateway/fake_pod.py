@@ -27,6 +27,8 @@ class FakePod:
         self.most_in_flight = 0
         self.healthy = True
         self.refuse: dict[str, tuple[int, Any]] = {}  # path -> answer
+        self.protected_by = ""  # the token that `/weight_info` asks for
+        self.tokens_seen: list[str] = []
         self.reset_succeeds = True
         self.break_next = 0  # connections to break in mid-request
         self.abort_next = 0  # completions to end as an engine that shuts down does
@@ -130,6 +132,10 @@ class FakePod:
         text = await request.text()
         body = json.loads(text) if text else None
         self.calls.append((path, body))
+        if self.protected_by and path == "/weight_info":
+            self.tokens_seen.append(request.headers.get("Authorization", ""))
+            if self.tokens_seen[-1] != f"Bearer {self.protected_by}":
+                return web.json_response({"detail": "the token is not this job's"}, status=401)
         if path in self.refuse:
             status, content = self.refuse[path]
             return web.json_response(content, status=status)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.support.eventually import eventually_async
-from tests.unit.tlt_workloads.gateway.conftest import RunningGateway, StartGateway
+from tests.support.mounted_secret import MountedSecret
+from tests.unit.tlt_workloads.gateway.conftest import TOKEN, RunningGateway, StartGateway
 from tests.unit.tlt_workloads.gateway.fake_pod import PROMPT_ERROR, FakePod
 from tlt_workloads.contract import GATEWAY_ROUTE
 
@@ -390,6 +392,21 @@ async def test_the_state_needs_the_token(gateway: RunningGateway) -> None:
         async with gateway.session.get(gateway.url + GATEWAY_ROUTE, headers=headers) as response:
             assert response.status == 401
             assert (await response.json())["error"]["reason"] == "Unauthorized"
+
+
+async def test_a_pod_that_is_a_step_behind_in_a_rotation_gets_the_other_token(
+    start_gateway: StartGateway, pods: list[FakePod], tmp_path: Path
+) -> None:
+    secret = MountedSecret(tmp_path / "mount", {"token": "new", "token-previous": TOKEN})
+    for pod in pods:
+        pod.protected_by = TOKEN
+    async with start_gateway(token_file=secret.token) as gateway:
+        await gateway.serving(2)
+        for token, status in ((TOKEN, 200), ("new", 200), ("newer", 401)):
+            headers = {"Authorization": f"Bearer {token}"}
+            async with gateway.session.get(gateway.url + GATEWAY_ROUTE, headers=headers) as response:
+                assert response.status == status
+    assert [pod.tokens_seen[:2] for pod in pods] == [["Bearer new", f"Bearer {TOKEN}"]] * 2
 
 
 async def test_a_long_poll_is_answered_by_the_next_change(gateway: RunningGateway, pods: list[FakePod]) -> None:

@@ -29,6 +29,7 @@ from tlt_workloads.contract import (
     encode,
 )
 from tlt_workloads.store import Store
+from tlt_workloads.tokens import TokenFile
 from tlt_workloads.trainer.leases import LeaseClient
 from tlt_workloads.trainer.settings import TrainerSettings, WindowOrder
 from tlt_workloads.trainer.status import StatusBoard, status_application
@@ -155,7 +156,7 @@ async def trainer_pod(
     shop = workshop or FakeWorkshop(events)
     async with aiohttp.ClientSession() as session:
         url = f"http://127.0.0.1:{port}"
-        leases = LeaseClient(session, rollout_url=url, holder=settings.holder, token=TOKEN)
+        leases = LeaseClient(session, rollout_url=url, holder=settings.holder, tokens=TokenFile(settings.token_file))
         supervisor = Supervisor(settings, board=board, leases=leases, workshop=shop)
         running = asyncio.create_task(supervisor.run())
         pod = Pod(supervisor, board, rollout, shop)
@@ -342,7 +343,7 @@ async def test_a_worker_that_ignores_being_asked_is_killed_after_the_grace() -> 
 
 async def test_the_status_is_shown_to_those_who_have_the_token_and_waits_for_news(settings: TrainerSettings) -> None:
     board = StatusBoard(holder=settings.holder)
-    runner = web.AppRunner(status_application(board, token=TOKEN), access_log=None)
+    runner = web.AppRunner(status_application(board, tokens=TokenFile(settings.token_file)), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

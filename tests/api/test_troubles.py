@@ -44,14 +44,6 @@ async def test_pod_without_a_claim_is_watched_and_not_lent(world: World) -> None
     await world.until_condition("Harvesting", "False", "NoResourceClaim")
 
 
-async def test_pool_is_refused_with_the_way_out(world: World) -> None:
-    await world.apply_job(
-        rollout={"pool": {"replicas": 1, "template": {"image": "x"}, "claim": {"deviceClassName": "gpu.example.com"}}}
-    )
-    found = await world.until_condition("RolloutReady", "False", "PoolNotSupported")
-    assert "spec.rollout.selector" in found["message"]
-
-
 @pytest.mark.parametrize(
     ("changes", "word"),
     [

@@ -126,7 +126,10 @@ RIGHTS = {
     "secrets": {"get", "create", "update"},
     "services": {"get", "create", "patch", "delete"},
     "apps/deployments": {"get", "create", "patch", "delete"},
-    "events.k8s.io/events": {"create", "patch"},
+    "apps/statefulsets": {"get", "list", "watch", "create", "patch"},
+    "policy/poddisruptionbudgets": {"get", "create", "patch"},
+    "resource.k8s.io/resourceclaimtemplates": {"get", "list", "create", "patch", "delete"},
+    "events.k8s.io/events": {"list", "create", "patch"},
 }
 
 

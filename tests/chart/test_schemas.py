@@ -84,7 +84,7 @@ def test_the_kinds_have_status_columns_and_short_names() -> None:
     assert columns["DrafterRevision"] == ["Job", "Phase", "Offline", "Live", "Loaded", "Tokens", "Age"]
     for crd in CRDS.values():
         names = crd["spec"]["names"]
-        assert crd["spec"]["versions"][0]["subresources"] == {"status": {}}
+        assert crd["spec"]["versions"][0]["subresources"]["status"] == {}
         assert not set(names["shortNames"]) & set(names["categories"]), "kubectl takes a category first"
 
 

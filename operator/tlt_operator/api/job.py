@@ -72,11 +72,50 @@ class Selector:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceSelector:
+    """One condition on a device, as Kubernetes has it in a device request."""
+
+    cel: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolClaim:
+    """The device claim of each pod of a pool."""
+
+    device_class_name: str
+    count: int = 1
+    selectors: tuple[DeviceSelector, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolTemplate:
+    """What a job may choose of the pods of its pool; the mappings are Kubernetes fields as written."""
+
+    image: str
+    image_pull_policy: str | None = None
+    args: tuple[str, ...] = ()
+    env: tuple[Mapping[str, Any], ...] = ()
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    priority_class_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Rollout pods that the operator runs."""
+
+    replicas: int
+    template: PoolTemplate
+    claim: PoolClaim
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutSource:
     """Where rollout pods come from; exactly one of the two is set."""
 
     selector: Selector | None = None
-    pool: Mapping[str, Any] | None = None
+    pool: Pool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

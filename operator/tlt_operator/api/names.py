@@ -19,12 +19,13 @@ JOB_LABEL = f"{GROUP}/job"
 COMPONENT_LABEL = f"{GROUP}/component"
 ROLLOUT_UID_LABEL = f"{GROUP}/rollout-uid"  # on a trainer pod: the rollout pod whose device it shares
 ROLLOUT_POD_ANNOTATION = f"{GROUP}/rollout-pod"  # its name, for people (a pod name may be too long for a label)
-TEMPLATE_ANNOTATION = f"{GROUP}/template"  # digest of the manifest a trainer pod was made from
+TEMPLATE_ANNOTATION = f"{GROUP}/template"  # digest of the manifest that a pod was made from
 DEVICES_ANNOTATION = f"{GROUP}/visible-devices"  # devices of a pod that has them from a device plugin
 ROTATE_ANNOTATION = (
     f"{GROUP}/rotate-token"  # on a TLTJob: a new value asks for another token; on the Secret: the last one met
 )
 ROTATED_AT_ANNOTATION = f"{GROUP}/token-changed-at"  # on the Secret: when the last step of a rotation was made
+ORDINAL_LABEL = "apps.kubernetes.io/pod-index"  # set by Kubernetes on the pods of a StatefulSet
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_GATE = "kueue.x-k8s.io/admission"
@@ -59,7 +60,8 @@ class Reason(enum.StrEnum):
     PLUGIN_MISSING = "PluginMissing"
     TOKEN_REFUSED = "TokenRefused"  # noqa: S105 - a reason, not a secret
     INCOMPATIBLE = "IncompatiblePlugin"
-    POOL_NOT_SUPPORTED = "PoolNotSupported"
+    POOL_SCALING = "PoolScaling"
+    POOL_ROLLING = "PoolRolling"
     INVALID_SPEC = "InvalidSpec"
     # DataReady
     ENOUGH_TOKENS = "EnoughTokens"
@@ -100,6 +102,8 @@ class Reason(enum.StrEnum):
     SPECULATION_OFF = "SpeculationOff"
     # Degraded
     AS_EXPECTED = "AsExpected"
+    POOL_STUCK = "PoolStuck"
+    PODS_REFUSED = "PodsRefused"
     PODS_UNREACHABLE = "PodsUnreachable"
     CHILD_NOT_APPLIED = "ChildNotApplied"
     GATEWAY_UNREACHABLE = "GatewayUnreachable"
@@ -134,6 +138,8 @@ class EventReason(enum.StrEnum):
     TRAINER_CREATED = "TrainerCreated"
     TRAINER_DELETED = "TrainerDeleted"
     TRAINER_FAILED = "TrainerFailed"
+    POOL_APPLIED = "PoolApplied"
+    POD_REPLACED = "PodReplaced"
     TRAINER_REFUSED = "TrainerRefused"
     POD_SKIPPED = "PodSkipped"
     REVISION_CREATED = "RevisionCreated"
@@ -151,6 +157,11 @@ def gateway_name(job: str) -> str:
 
 def rollout_service_name(job: str) -> str:
     """Headless Service over the rollout pods; the gateway resolves it."""
+    return f"{job}-rollout"
+
+
+def pool_name(job: str) -> str:
+    """StatefulSet of a pool and its PodDisruptionBudget; the pods are called `<name>-0`, `<name>-1`, ..."""
     return f"{job}-rollout"
 
 

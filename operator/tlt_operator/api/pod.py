@@ -9,6 +9,7 @@ from typing import Any
 from tlt_operator.api.names import (
     DEVICES_ANNOTATION,
     JOB_LABEL,
+    ORDINAL_LABEL,
     QUEUE_GATE,
     QUEUE_LABEL,
     ROLLOUT_UID_LABEL,
@@ -39,6 +40,7 @@ class Pod:
     node: str | None = None
     phase: str = "Pending"
     ready: bool = False
+    started: bool = False  # a container has passed its start-up probe and has not ended since
     deleting: bool = False
     created: str = ""  # RFC 3339, by the API server's clock
     claims: tuple[DeviceClaim, ...] = ()
@@ -47,8 +49,9 @@ class Pod:
     visible_devices: tuple[str, ...] | None = None  # ids of devices that it has without a claim; None = not known yet
     tolerations: tuple[Mapping[str, Any], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    controller: str | None = None  # uid of the object that makes and replaces it
     queued: bool = False  # Kueue decides when it may start
-    template: str | None = None  # trainer pods: digest of the manifest
+    template: str | None = None  # pods that the operator makes: digest of the manifest
     trouble: str | None = None  # why it does not start, in the kubelet's or scheduler's words
 
     @property
@@ -79,6 +82,12 @@ class Pod:
         return self.labels.get(ROLLOUT_UID_LABEL)
 
     @property
+    def ordinal(self) -> int | None:
+        """Pods of a StatefulSet: the number at the end of the name."""
+        text = self.labels.get(ORDINAL_LABEL) or self.name.rpartition("-")[2]
+        return int(text) if text.isdecimal() else None
+
+    @property
     def finished(self) -> bool:
         """The containers have ended for good."""
         return self.phase in ("Succeeded", "Failed")
@@ -88,6 +97,7 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
     """Reads a Pod as the API server returns it."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     annotations, labels = metadata.get("annotations") or {}, metadata.get("labels") or {}
+    ready = any(item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions") or ())
     return Pod(
         name=metadata["name"],
         namespace=metadata["namespace"],
@@ -95,7 +105,8 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
         ip=status.get("podIP"),
         node=spec.get("nodeName"),
         phase=status.get("phase", "Pending"),
-        ready=any(item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions") or ()),
+        ready=ready,
+        started=ready or any(item.get("started") for item in status.get("containerStatuses") or ()),
         deleting="deletionTimestamp" in metadata,
         created=metadata.get("creationTimestamp", ""),
         claims=_claims(spec, status),
@@ -104,10 +115,16 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
         visible_devices=device_ids(annotations[DEVICES_ANNOTATION]) if DEVICES_ANNOTATION in annotations else None,
         tolerations=tuple(spec.get("tolerations") or ()),
         labels=labels,
+        controller=_controller(metadata),
         queued=QUEUE_LABEL in labels or any(gate["name"] == QUEUE_GATE for gate in spec.get("schedulingGates") or ()),
         template=annotations.get(TEMPLATE_ANNOTATION),
         trouble=_trouble(status),
     )
+
+
+def _controller(metadata: Mapping[str, Any]) -> str | None:
+    owners = metadata.get("ownerReferences") or ()
+    return next((item["uid"] for item in owners if item.get("controller")), None)
 
 
 def device_ids(text: str) -> tuple[str, ...]:

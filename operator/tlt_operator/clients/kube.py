@@ -65,12 +65,21 @@ SECRET = Kind(api_version="v1", kind="Secret", plural="secrets")
 SERVICE = Kind(api_version="v1", kind="Service", plural="services")
 EVENT = Kind(api_version="events.k8s.io/v1", kind="Event", plural="events")
 DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments")
+STATEFUL_SET = Kind(api_version="apps/v1", kind="StatefulSet", plural="statefulsets")
+DISRUPTION_BUDGET = Kind(api_version="policy/v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets")
+CLAIM_TEMPLATE = Kind(api_version="resource.k8s.io/v1", kind="ResourceClaimTemplate", plural="resourceclaimtemplates")
 RESOURCE_CLAIM = Kind(api_version="resource.k8s.io/v1", kind="ResourceClaim", plural="resourceclaims")
 LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 JOB = Kind(api_version=API_VERSION, kind=JOB_KIND, plural=JOB_PLURAL)
 REVISION = Kind(api_version=API_VERSION, kind=REVISION_KIND, plural=REVISION_PLURAL)
 
-_BY_KIND = {item.kind: item for item in (POD, SECRET, SERVICE, EVENT, DEPLOYMENT, LEASE, JOB, REVISION)}
+_BY_KIND = {
+    item.kind: item
+    for item in (
+        *(POD, SECRET, SERVICE, EVENT, DEPLOYMENT, STATEFUL_SET, DISRUPTION_BUDGET, CLAIM_TEMPLATE),
+        *(LEASE, JOB, REVISION),
+    )
+}
 
 
 class Change(enum.StrEnum):
@@ -156,9 +165,9 @@ class Kubernetes:
         except NotFoundError:
             return None
 
-    async def list_all(self, kind: Kind, *, namespace: str | None, labels: str = "") -> list[Object]:
-        """All objects of a kind with these labels."""
-        query = [("labelSelector", labels)] if labels else []
+    async def list_all(self, kind: Kind, *, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
+        """All objects of a kind with these labels and fields, both as selectors in text."""
+        query = [(name, text) for name, text in (("labelSelector", labels), ("fieldSelector", fields)) if text]
         answer = await self._json("GET", kind.path(namespace), query=query)
         return [{"apiVersion": kind.api_version, "kind": kind.kind, **item} for item in answer["items"]]
 
@@ -168,7 +177,7 @@ class Kubernetes:
         Raises:
             ConflictError: it exists already.
         """
-        kind, metadata = _kind_of(body), body["metadata"]
+        kind, metadata = kind_of(body), body["metadata"]
         query = [("fieldManager", FIELD_MANAGER)]
         return await self._json("POST", kind.path(metadata["namespace"]), body=body, query=query)
 
@@ -179,7 +188,7 @@ class Kubernetes:
             ConflictError: without `force`, somebody else has set one of the fields to another value; the message says
                 who and which.
         """
-        kind, metadata = _kind_of(body), body["metadata"]
+        kind, metadata = kind_of(body), body["metadata"]
         return await self._json(
             "PATCH",
             kind.path(metadata["namespace"], metadata["name"]),
@@ -194,7 +203,7 @@ class Kubernetes:
         Raises:
             ConflictError: somebody else has changed it since.
         """
-        kind, metadata = _kind_of(body), body["metadata"]
+        kind, metadata = kind_of(body), body["metadata"]
         query = [("fieldManager", FIELD_MANAGER)]
         return await self._json("PUT", kind.path(metadata["namespace"], metadata["name"]), body=body, query=query)
 
@@ -345,7 +354,8 @@ def _parsed(line: bytes) -> Object:
     return event
 
 
-def _kind_of(body: Mapping[str, Any]) -> Kind:
+def kind_of(body: Mapping[str, Any]) -> Kind:
+    """The kind of an object that says so itself."""
     return _BY_KIND[body["kind"]]
 
 

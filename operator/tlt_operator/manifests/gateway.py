@@ -6,6 +6,7 @@ from tlt_operator.api.job import Job
 from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, Component, gateway_name, rollout_service_name
 from tlt_operator.config import Settings
 from tlt_operator.manifests.common import CONTAINER_SECURITY, POD_SECURITY, Manifest, metadata, token_volume
+from tlt_operator.manifests.pool import pool_labels
 from tlt_workloads.contract import (
     GATEWAY_BACKEND_VARIABLE,
     GATEWAY_CONCURRENCY_VARIABLE,
@@ -21,10 +22,11 @@ def gateway_url(job: Job) -> str:
 
 def gateway_objects(job: Job, *, settings: Settings) -> tuple[Manifest, ...]:
     """Everything that the gateway of a job needs, in the order of creation."""
-    return (_rollout_service(job), _gateway_service(job), _deployment(job, settings=settings))
+    return (rollout_service(job), _gateway_service(job), _deployment(job, settings=settings))
 
 
-def _rollout_service(job: Job) -> Manifest:
+def rollout_service(job: Job) -> Manifest:
+    """The headless Service over the rollout pods, adopted ones or those of the job's pool."""
     selector = job.spec.rollout.selector
     return {
         "apiVersion": "v1",
@@ -33,7 +35,7 @@ def _rollout_service(job: Job) -> Manifest:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": False,
-            "selector": dict(selector.match_labels) if selector is not None else {},
+            "selector": dict(selector.match_labels) if selector is not None else pool_labels(job),
             "ports": [{"name": "http", "port": job.spec.port, "targetPort": job.spec.port}],
         },
     }

@@ -96,8 +96,34 @@ class MarkRevision:
     evidence: LiveEvidence | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ApplyPool:
+    """Write the StatefulSet of the pool; `removed` are the pods (uids) that fewer replicas cost."""
+
+    replicas: int
+    template: str
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplacePod:
+    """Delete an idle pod of the pool, so that one of the new template takes its place."""
+
+    rollout_uid: str
+    template: str
+
+
 Action = (
-    GrantLease | RevokeLease | CreateTrainer | DeleteTrainer | Configure | LoadDrafter | CreateRevision | MarkRevision
+    GrantLease
+    | RevokeLease
+    | CreateTrainer
+    | DeleteTrainer
+    | Configure
+    | LoadDrafter
+    | CreateRevision
+    | MarkRevision
+    | ApplyPool
+    | ReplacePod
 )
 
 
@@ -124,3 +150,7 @@ def action_key(action: Action) -> tuple[str, str]:
             return ("create revision", action.manifest.revision)
         case MarkRevision():
             return ("mark revision", action.revision.name)
+        case ApplyPool():
+            return ("apply pool", "")
+        case ReplacePod():
+            return ("replace pod", "")  # one of the whole pool at a time

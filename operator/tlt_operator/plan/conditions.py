@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from tlt_operator.api.names import ConditionType, Phase, Reason, token_secret_name
 from tlt_operator.plan.lending import Lending, window_error
+from tlt_operator.plan.pool import Change, PoolPlan
 from tlt_operator.plan.revisions import Rollout
 from tlt_operator.plan.snapshot import Fault, RolloutView, Snapshot
 from tlt_operator.plan.triggers import Need
 from tlt_operator.plan.worker import WorkerState
 from tlt_workloads.contract import STATE_ROUTE, TrainerPhase
-
-_NO_POOL = "spec.rollout.pool is not supported yet; run the pods yourself and name them in spec.rollout.selector"
 
 
 class Status(enum.StrEnum):
@@ -35,15 +34,11 @@ class Condition:
     message: str
 
 
-def rollout_ready(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> Condition:
-    """Whether rollout pods can be watched."""
-    if snapshot.job.spec.rollout.pool is not None:
-        return _condition(
-            ConditionType.ROLLOUT_READY,
-            Status.FALSE,
-            Reason.POOL_NOT_SUPPORTED,
-            _NO_POOL,
-        )
+def rollout_ready(snapshot: Snapshot, workers: Mapping[str, WorkerState], pool: PoolPlan | None = None) -> Condition:
+    """Whether rollout pods can be watched; `pool` is what goes on when the operator runs them."""
+    if pool is not None and not snapshot.rollouts:
+        reason, message = _pool_trouble(snapshot, pool) or (Reason.POOL_SCALING, pool.message)
+        return _condition(ConditionType.ROLLOUT_READY, Status.FALSE, reason, message)
     if not snapshot.rollouts:
         selector = snapshot.job.spec.rollout.selector
         query = selector.query() if selector is not None else ""
@@ -60,6 +55,9 @@ def rollout_ready(snapshot: Snapshot, workers: Mapping[str, WorkerState]) -> Con
         if workers[view.pod.uid] not in (WorkerState.UNKNOWN, WorkerState.UNAVAILABLE)
     ]
     total = len(snapshot.rollouts)
+    if known and pool is not None and pool.change is not Change.NONE:
+        reason = Reason.POOL_ROLLING if pool.change is Change.ROLLING else Reason.POOL_SCALING
+        return _condition(ConditionType.ROLLOUT_READY, Status.TRUE, reason, pool.message)
     if len(known) == total:
         return _condition(
             ConditionType.ROLLOUT_READY, Status.TRUE, Reason.PODS_READY, f"All {total} rollout pods answer"
@@ -149,9 +147,11 @@ def drafter_ready(snapshot: Snapshot, rollout: Rollout) -> Condition:
     )
 
 
-def degraded(snapshot: Snapshot, workers: Mapping[str, WorkerState], rollout: Rollout) -> Condition:
+def degraded(
+    snapshot: Snapshot, workers: Mapping[str, WorkerState], rollout: Rollout, pool: PoolPlan | None = None
+) -> Condition:
     """Whether something needs a person."""
-    found = _first_trouble(snapshot, workers, rollout)
+    found = _first_trouble(snapshot, workers, rollout, pool)
     if found is None:
         return _condition(ConditionType.DEGRADED, Status.FALSE, Reason.AS_EXPECTED, "Nothing needs attention")
     return _condition(ConditionType.DEGRADED, Status.TRUE, *found)
@@ -190,10 +190,12 @@ def invalid_spec(message: str) -> tuple[Condition, ...]:
 
 
 def _first_trouble(
-    snapshot: Snapshot, workers: Mapping[str, WorkerState], rollout: Rollout
+    snapshot: Snapshot, workers: Mapping[str, WorkerState], rollout: Rollout, pool: PoolPlan | None
 ) -> tuple[Reason, str] | None:
-    if snapshot.job.spec.rollout.pool is not None:
-        return Reason.POOL_NOT_SUPPORTED, _NO_POOL
+    if pool is not None:
+        found = _pool_trouble(snapshot, pool)
+        if found is not None:
+            return found
     obstacle = _lending_obstacle(snapshot)
     if obstacle is not None:
         return obstacle
@@ -228,6 +230,16 @@ def _first_trouble(
             f"see `kubectl describe deployment {snapshot.job.name}-gateway`"
         )
     return None
+
+
+def _pool_trouble(snapshot: Snapshot, pool: PoolPlan) -> tuple[Reason, str] | None:
+    if not snapshot.site.claims_served:
+        return Reason.NO_DRA, (
+            "The cluster has no resource.k8s.io API, which gives the pods of spec.rollout.pool their devices; "
+            "use Kubernetes 1.34 or later with a DRA driver, or run the pods yourself and name them in "
+            "spec.rollout.selector"
+        )
+    return pool.trouble
 
 
 def _lending_obstacle(snapshot: Snapshot) -> tuple[Reason, str] | None:

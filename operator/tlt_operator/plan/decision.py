@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import Phase
 from tlt_operator.plan.acceptance import AcceptanceMemory, follow_acceptance
-from tlt_operator.plan.actions import Action, Configure
+from tlt_operator.plan.actions import Action, Configure, CreateTrainer
 from tlt_operator.plan.conditions import (
     Condition,
     data_ready,
@@ -23,6 +23,7 @@ from tlt_operator.plan.generation import lendable, observe_generation
 from tlt_operator.plan.ledger import CountedLease, Ledger, account
 from tlt_operator.plan.lending import Knowledge, LeaseTerms, Lending, decide_leases
 from tlt_operator.plan.patience import Patience, learn_patience
+from tlt_operator.plan.pool import PoolPlan, Progress, decide_pool
 from tlt_operator.plan.recalls import Recall, decide_recalls
 from tlt_operator.plan.revisions import Rollout, decide_revisions
 from tlt_operator.plan.shares import Wish
@@ -55,6 +56,7 @@ class Memory:
     recalls: Mapping[str, Recall] = field(default_factory=dict)
     tokens: TokenMemory = field(default_factory=TokenMemory)
     acceptance: AcceptanceMemory = field(default_factory=AcceptanceMemory)
+    pool: Progress | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
 
@@ -81,6 +83,7 @@ class Decision:
     workers: Mapping[str, WorkerState]
     lending: Lending
     rollout: Rollout
+    pool: PoolPlan | None
     available_tokens: int
     worker_transitions: tuple[Transition, ...]
     trainer_transitions: tuple[Transition, ...]
@@ -122,6 +125,8 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
     rollout = decide_revisions(snapshot, workers)
     acceptance = follow_acceptance(memory.acceptance, snapshot, rollout.active)
     need = assess_need(snapshot, active=rollout.active, acceptance=acceptance, available_tokens=available)
+    pool = decide_pool(snapshot, workers, before=memory.pool)
+    leaving = pool.leaving if pool is not None else frozenset()
     known = Knowledge(
         workers=workers,
         generation=generation,
@@ -130,15 +135,16 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
         need=need,
         account=Wish(job=snapshot.job.key, idle=ledger.idle, harvested=ledger.harvested),
         terms=terms,
+        leaving=leaving,
     )
-    recalls = decide_recalls(snapshot, workers, generation, before=memory.recalls)
+    recalls = decide_recalls(snapshot, workers, generation, before=memory.recalls, leaving=leaving)
     lending = decide_leases(snapshot, known)
     conditions = (
-        rollout_ready(snapshot, workers),
+        rollout_ready(snapshot, workers, pool),
         data_ready(snapshot, need),
         harvesting(snapshot, lending),
         drafter_ready(snapshot, rollout),
-        degraded(snapshot, workers, rollout),
+        degraded(snapshot, workers, rollout, pool),
     )
     trainers = {view.pod.uid: view.state.phase for view in snapshot.trainers if view.state is not None}
     names = {view.pod.uid: view.pod.name for view in snapshot.rollouts}
@@ -152,8 +158,15 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
             *recalls.actions,
             *lending.grants,
             *_configurations(snapshot, workers),
-            *decide_trainers(snapshot, workers, available_tokens=available, due=need.due, recalls=recalls.open),
+            *(
+                action
+                for action in decide_trainers(
+                    snapshot, workers, available_tokens=available, due=need.due, recalls=recalls.open
+                )
+                if not (isinstance(action, CreateTrainer) and action.rollout_uid in leaving)
+            ),
             *rollout.actions,
+            *(pool.actions if pool is not None else ()),
         ),
         conditions=conditions,
         phase=phase_of(conditions, suspended=snapshot.job.spec.suspend),
@@ -161,6 +174,7 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
         workers=workers,
         lending=lending,
         rollout=rollout,
+        pool=pool,
         available_tokens=available,
         worker_transitions=_transitions(
             memory.workers, workers, name=name, age=lambda uid: _age_of_rollout(snapshot, uid)
@@ -179,6 +193,7 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
             recalls=recalls.open,
             tokens=tokens,
             acceptance=acceptance,
+            pool=pool.progress if pool is not None else None,
             ledger=ledger,
         ),
     )

@@ -54,6 +54,7 @@ class Knowledge:
     need: Need
     account: Wish
     terms: LeaseTerms
+    leaving: frozenset[str] = frozenset()  # pods (uids) that are about to go
 
 
 def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
@@ -68,7 +69,9 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     idle = [
         view
         for view in snapshot.rollouts
-        if known.workers[view.pod.uid] is WorkerState.IDLE and view.pod.uid not in snapshot.obstacles
+        if known.workers[view.pod.uid] is WorkerState.IDLE
+        and view.pod.uid not in known.leaving
+        and view.pod.uid not in snapshot.obstacles
     ]
     general = _general_refusal(snapshot, known, idle)
     if general is not None:

@@ -29,9 +29,17 @@ class Recalls:
 
 
 def decide_recalls(
-    snapshot: Snapshot, workers: Mapping[str, WorkerState], generation: Generation, *, before: Mapping[str, Recall]
+    snapshot: Snapshot,
+    workers: Mapping[str, WorkerState],
+    generation: Generation,
+    *,
+    before: Mapping[str, Recall],
+    leaving: frozenset[str] = frozenset(),
 ) -> Recalls:
-    """Asks for as long as the pod shows the lease as granted, also a pod that has fallen silent."""
+    """Asks for as long as the pod shows the lease as granted, also a pod that has fallen silent.
+
+    `leaving`: pods (uids) that are about to go.
+    """
     actions: list[RevokeLease] = []
     found: dict[str, Recall] = {}
     at_work = snapshot.with_trainer(TrainerPhase.TRAINING)  # one that stops has left, and may write for long
@@ -44,6 +52,8 @@ def decide_recalls(
             should_be_free = uid in at_work and worker is not WorkerState.UNKNOWN and not view.granting
         else:
             revoke = _revocation(snapshot, view, lease, worker=worker, generation=generation)
+            if revoke is None and uid in leaving and lease.phase is LeasePhase.GRANTED:
+                revoke = RevokeLease(rollout_uid=uid, reason=RevokeReason.OPERATOR, why="the pod is about to go")
             if revoke is not None:
                 actions.append(revoke)
             returning = lease.phase is LeasePhase.REVOKING

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from tlt_operator.api.job import Job
 from tlt_operator.api.pod import Pod
+from tlt_operator.api.pool_set import PoolSet
 from tlt_operator.api.reasons import Obstacle
 from tlt_operator.api.revision import Revision
 from tlt_operator.placement.choice import choose
@@ -64,6 +65,17 @@ class TrainerView:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolView:
+    """What the operator keeps of the job's own pods; the pods themselves are among the rollout pods."""
+
+    wanted: str  # digest of the template that they should be made from
+    found: PoolSet | None = None  # None: there is no StatefulSet yet
+    drifted: bool = False  # the StatefulSet may be another one than this process wrote
+    removed: frozenset[str] = frozenset()  # pods (uids) deleted just now, which the watch may not show yet
+    refusal: str | None = None  # why the API server takes no further pods, in its own words
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatewayView:
     """The gateway's last answer."""
 
@@ -81,6 +93,7 @@ class Limits:
     retry_lease_after: float = 5.0  # after a lease that was given back unasked
     retry_lease_after_error: float = 30.0  # after one that was given back because the window failed
     failed_for: float = 300.0  # a trainer that says it failed for this long is replaced; it retries by itself before
+    pool_patience: float = 900.0  # a change of a pool that stands still for this long is worth a person's attention
     stuck_after: float = 5.0  # beyond the grace period, a lease that does not end costs the trainer pod
 
 
@@ -93,6 +106,7 @@ class Snapshot:
     rollouts: tuple[RolloutView, ...] = ()
     trainers: tuple[TrainerView, ...] = ()
     gateway: GatewayView | None = None  # None: the job has none
+    pool: PoolView | None = None  # None: the job adopts its rollout pods
     revisions: tuple[Revision, ...] = ()
     site: Site = field(default_factory=Site)
     trainer_failures: Mapping[str, Obstacle] = field(default_factory=dict)  # rollout uid -> why it has no good trainer

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import RevisionPhase
+from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, Component, RevisionPhase
 from tlt_operator.plan.actions import MarkRevision
 from tlt_operator.plan.conditions import Condition, Status, message_of, phase_of
 from tlt_operator.plan.decision import Decision
 from tlt_operator.plan.ledger import Ledger, LedgerEntry
+from tlt_operator.plan.pool import PoolPlan
 from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.worker import WorkerState
 
@@ -36,6 +37,7 @@ def job_status(
         "message": decision.message,
         "conditions": _conditions(decision.conditions, snapshot.job, previous=previous, now=now),
         "workers": _workers(decision.workers.values()),
+        "pool": _pool(decision.pool, snapshot.job),
         "trainers": sum(not view.pod.deleting for view in snapshot.trainers),
         "gpuSeconds": {
             "busy": round(ledger.busy, 3),
@@ -170,6 +172,13 @@ def _workers(states: Iterable[WorkerState]) -> dict[str, int]:
         "lent": sum(state in (WorkerState.LENT, WorkerState.REVOKING) for state in counted),
         "unknown": sum(state in (WorkerState.UNKNOWN, WorkerState.UNAVAILABLE) for state in counted),
     }
+
+
+def _pool(pool: PoolPlan | None, job: Job) -> dict[str, Any] | None:
+    if pool is None:
+        return None
+    selector = f"{JOB_LABEL}={job.name},{COMPONENT_LABEL}={Component.ROLLOUT.value}"
+    return {"replicas": pool.existing, "ready": pool.ready, "updated": pool.updated, "selector": selector}
 
 
 def _windows(ledger: Ledger, before: Mapping[str, Any]) -> dict[str, Any]:

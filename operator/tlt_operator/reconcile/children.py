@@ -1,4 +1,4 @@
-"""The job's fixed objects: the token, the Services and the gateway."""
+"""The job's objects: the token, the Services, the gateway, and what a pool needs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import secrets
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import gateway_name, rollout_service_name, token_secret_name
 from tlt_operator.api.token import Tokens, parse_tokens
-from tlt_operator.clients.kube import DEPLOYMENT, SECRET, SERVICE, Kind, Kubernetes, Object
+from tlt_operator.clients.kube import DEPLOYMENT, SECRET, SERVICE, Kind, Kubernetes, Object, kind_of
 from tlt_operator.config import Settings
 from tlt_operator.errors import ConflictError, InvalidSettingsError, InvalidSpecError, RefusedError
-from tlt_operator.manifests.gateway import gateway_objects
+from tlt_operator.manifests.gateway import gateway_objects, rollout_service
+from tlt_operator.manifests.pool import disruption_budget
 from tlt_operator.manifests.token_secret import token_secret, with_tokens
 from tlt_operator.plan.rotation import RotationRule, next_tokens
 
@@ -54,13 +55,15 @@ async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> d
     if not job.spec.gateway.enabled:
         await _remove(kube, DEPLOYMENT, job, gateway_name(job.name))
         await _remove(kube, SERVICE, job, gateway_name(job.name))
-        await _remove(kube, SERVICE, job, rollout_service_name(job.name))
+        if job.spec.rollout.pool is None:
+            await _remove(kube, SERVICE, job, rollout_service_name(job.name))
         return {}
     if not settings.operator_image:
         raise InvalidSettingsError(
             "TLT_OPERATOR_IMAGE: the operator needs it to start gateways; set it, or spec.gateway.enabled to false"
         )
-    if job.spec.rollout.selector is None or not job.spec.rollout.selector.match_labels:
+    selector = job.spec.rollout.selector
+    if selector is not None and not selector.match_labels:
         raise InvalidSpecError(
             "spec.rollout.selector.matchLabels",
             "the gateway finds the pods by a Service, which needs labels here; or set spec.gateway.enabled to false",
@@ -71,26 +74,50 @@ async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> d
 
 async def _apply(kube: Kubernetes, job: Job, body: Object) -> tuple[str, str]:
     """Applies one object: its name, and what stood in the way (empty when nothing did)."""
-    kind = {"Deployment": DEPLOYMENT, "Service": SERVICE}[body["kind"]]
-    name = f"{kind.kind} {body['metadata']['name']}"
+    _, conflict = await apply_own(kube, job, body)
+    return f"{body['kind']} {body['metadata']['name']}", conflict
+
+
+async def apply_own(kube: Kubernetes, job: Job, body: Object) -> tuple[Object, str]:
+    """Applies an object of the job: as it is now, and what stood in the way (empty when nothing did).
+
+    Raises:
+        RefusedError: an object of that name exists and is not of this job.
+    """
+    kind, name = kind_of(body), body["metadata"]["name"]
     try:
-        await kube.apply(body, force=False)
+        return await kube.apply(body, force=False), ""
     except ConflictError as conflict:
-        found = await kube.find(kind, namespace=job.namespace, name=body["metadata"]["name"])
-        if found is not None and not _is_of(job, found):
-            raise RefusedError(
-                f"{name} exists and is not of this job; rename it, or set spec.gateway.enabled to false"
-            ) from conflict
-        await kube.apply(body)
-        return name, str(conflict)
-    return name, ""
+        found = await kube.find(kind, namespace=job.namespace, name=name)
+        if found is not None and not is_of(job, found):
+            raise RefusedError(f"{kind.kind} {name} exists and is not of this job; {_way_out(job)}") from conflict
+        return await kube.apply(body), str(conflict)
+
+
+def _way_out(job: Job) -> str:
+    if job.spec.rollout.pool is not None:
+        return "rename it, or make the job by another name"
+    return "rename it, or set spec.gateway.enabled to false"
+
+
+async def ensure_pool(kube: Kubernetes, job: Job) -> dict[str, str]:
+    """Applies what stands around the StatefulSet of a pool, its Service and its disruption budget; as `ensure_gateway`.
+
+    Raises:
+        RefusedError: an object of that name exists and is not of this job.
+    """
+    if job.spec.rollout.pool is None:
+        return {}
+    changed = [await _apply(kube, job, body) for body in (rollout_service(job), disruption_budget(job))]
+    return {name: conflict for name, conflict in changed if conflict}
 
 
 async def _remove(kube: Kubernetes, kind: Kind, job: Job, name: str) -> None:
     found = await kube.find(kind, namespace=job.namespace, name=name)
-    if found is not None and _is_of(job, found):
+    if found is not None and is_of(job, found):
         await kube.delete(kind, namespace=job.namespace, name=name, uid=found["metadata"]["uid"])
 
 
-def _is_of(job: Job, found: Object) -> bool:
+def is_of(job: Job, found: Object) -> bool:
+    """Whether an object belongs to the job and is deleted with it."""
     return any(owner["uid"] == job.uid for owner in found["metadata"].get("ownerReferences") or ())

@@ -26,7 +26,7 @@ from tlt_operator.plan.status import job_status, ledger_of
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.backoff import LONGEST_FINAL, Backoff
-from tlt_operator.reconcile.children import ensure_gateway, ensure_token, rotate_token
+from tlt_operator.reconcile.children import ensure_gateway, ensure_pool, ensure_token, rotate_token
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.effects import Effects
 from tlt_operator.reconcile.observer import Observer, pod_url
@@ -54,8 +54,8 @@ logger = logging.getLogger(__name__)
 class JobLoop:
     """Looks after one TLTJob from `run()` until it is cancelled.
 
-    `heartbeat` is the steady time of the last look.  A change of `spec.rollout` or `spec.port` needs a new loop, all
-    others are taken over by `update`.
+    `heartbeat` is the steady time of the last look.  A change of `spec.rollout.selector` or `spec.port` needs a new
+    loop, all others are taken over by `update`.
     """
 
     def __init__(self, context: Context, job: Job, *, status: Mapping[str, Any]) -> None:
@@ -245,7 +245,9 @@ class JobLoop:
             try:
                 if not self._job.deleting:
                     pause = min(pause, await self._keep_token())
-                    changed = await ensure_gateway(self._context.kube, self._job, settings=self._context.settings)
+                    kube, settings = self._context.kube, self._context.settings
+                    changed = await ensure_pool(kube, self._job)
+                    changed |= await ensure_gateway(kube, self._job, settings=settings)
                     for name, conflict in changed.items():
                         message = f"Set back what somebody else had changed in {name}: {conflict}"
                         self._recorder.warning(self._job, EventReason.FIELD_SET_BACK, message, subject=name)

@@ -184,7 +184,7 @@ class Jobs:
                 new = parse_job(entry.body)
             except InvalidSpecError:
                 return
-            if (new.spec.rollout, new.spec.port) != (job.spec.rollout, job.spec.port):
+            if (new.spec.rollout.selector, new.spec.port) != (job.spec.rollout.selector, job.spec.port):
                 return
             loop.update(new)
 

@@ -28,6 +28,7 @@ from tlt_operator.plan.snapshot import GatewayView, Limits, RolloutView, Snapsho
 from tlt_operator.reconcile.answers import Answers
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.objects import Objects
+from tlt_operator.reconcile.pool_observer import PoolMemories, PoolObserver
 from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerPhase, TrainerState
 
 
@@ -38,10 +39,12 @@ class Deeds(Protocol):
 
 
 class Memories(Protocol):
-    """What pods and trainers did wrong lately."""
+    """What pods and trainers did wrong lately, and what was done about the pool."""
 
     @property
     def trainer_failures(self) -> Mapping[str, Obstacle]: ...
+    @property
+    def pool(self) -> PoolMemories: ...
     def refusals(self, uid: str, boot: str) -> Mapping[str, str]: ...
 
 
@@ -96,6 +99,7 @@ class Observer:
                 context.kube, POD, namespace=job.namespace, labels=selector.query(), parse=parse_pod, wake=wake
             )
         own = f"{JOB_LABEL}={job.name}"
+        self._pool = PoolObserver(context, job, wake=wake) if job.spec.rollout.pool is not None else None
         self._children: Objects[Pod] = Objects(
             context.kube, POD, namespace=job.namespace, labels=f"{own},{COMPONENT_LABEL}", parse=parse_pod, wake=wake
         )
@@ -126,12 +130,15 @@ class Observer:
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
         """What must run for as long as the job is observed."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
-        return [*(item.follow() for item in watched), self._claims.follow()]
+        pool = self._pool.tasks() if self._pool is not None else ()
+        return [*(item.follow() for item in watched), self._claims.follow(), *pool]
 
     @property
     def synced(self) -> bool:
         """Whether everything that exists has been seen once; a decision before that would be about half the job."""
         watched = [item for item in (self._rollouts, self._children, self._revisions) if item is not None]
+        if self._pool is not None and not self._pool.synced:
+            return False
         return all(item.synced for item in watched) and (self._claims.synced or self._without_claims)
 
     @property
@@ -170,6 +177,7 @@ class Observer:
                 for pod in pods.trainers
             ),
             gateway=self._gateway_view(pods.gateways, now) if job.spec.gateway.enabled else None,
+            pool=self._pool.view(job, pods=len(views), memories=memories.pool) if self._pool is not None else None,
             revisions=self._revisions.all(),
             site=site,
             trainer_failures=dict(memories.trainer_failures),
@@ -201,12 +209,13 @@ class Observer:
 
     def _known_pods(self) -> _Pods:
         """Sorted by name and kind; sorted anew only when one has changed."""
-        adopted, own = self._rollouts, self._children
-        version = own.version + (adopted.version if adopted is not None else 0)
+        adopted, own, pool = self._rollouts, self._children, self._pool
+        version = own.version + sum(item.version for item in (adopted, pool) if item is not None)
         if self._pods.version == version:
             return self._pods
-        # A wide selector may match the operator's own pods; these are never rollout pods.
+        # A wide selector may match the operator's own pods; only a pool makes rollout pods of these.
         found = [pod for pod in (adopted.all() if adopted is not None else ()) if COMPONENT_LABEL not in pod.labels]
+        found += [pod for pod in own.all() if pool is not None and pool.owns(pod)]
         by_component: dict[str | None, list[Pod]] = {}
         for pod in own.all():
             by_component.setdefault(pod.labels.get(COMPONENT_LABEL), []).append(pod)

@@ -25,6 +25,7 @@ from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import (
     CREATE_TRAINER,
     Action,
+    ApplyPool,
     Configure,
     CreateRevision,
     CreateTrainer,
@@ -32,6 +33,7 @@ from tlt_operator.plan.actions import (
     GrantLease,
     LoadDrafter,
     MarkRevision,
+    ReplacePod,
     RevokeLease,
 )
 from tlt_operator.plan.revisions import revision_url
@@ -39,9 +41,11 @@ from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.status import revision_status
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.observer import pod_url
+from tlt_operator.reconcile.pool_keeper import PoolKeeper
 from tlt_operator.reconcile.recorder import Recorder
 from tlt_operator.reconcile.refusals import why_refused
 from tlt_operator.telemetry import timeline
+from tlt_workloads.contract import RolloutState
 
 EVIDENCE_INTERVAL = 30.0  # seconds between two writes that only move a revision's live figures
 TRAINER_RETRY = 5.0  # seconds until a trainer that failed is tried again, doubled with each failure
@@ -74,11 +78,13 @@ class Performer:
         self._job: Job | None = None
         self._failure_counts: dict[str, int] = {}  # by rollout uid, in a row
         self.trainer_failures: dict[str, Obstacle] = {}
+        self.pool = PoolKeeper(context, recorder, ask=self._ask)
 
     def look(self, snapshot: Snapshot) -> None:
         """Takes over what uids stand for now."""
         self._job, self._site = snapshot.job, snapshot.site
         self._snapshot = snapshot
+        self.pool.look(snapshot)
         self._trainers = {view.pod.uid: view.pod for view in snapshot.trainers}
         self._refusals = {key: value for key, value in self._refusals.items() if self._boot(key[0]) == key[1]}
         self.trainer_failures = {
@@ -119,6 +125,10 @@ class Performer:
                 await self._create_revision(job, action)
             case MarkRevision():
                 await self._mark(job, action)
+            case ApplyPool():
+                await self.pool.apply(job, action)
+            case ReplacePod():
+                await self.pool.replace(job, action)
 
     def _client(self, job: Job, rollout: Pod) -> RolloutClient:
         return RolloutClient(self._pods, url=pod_url(rollout, job.spec.port))
@@ -130,6 +140,9 @@ class Performer:
     def _boot(self, uid: str) -> str:
         view = self._snapshot.by_uid.get(uid) if self._snapshot is not None else None
         return view.state.boot if view is not None and view.state is not None else ""
+
+    async def _ask(self, job: Job, pod: Pod) -> RolloutState:
+        return await self._client(job, pod).poll_state(seq=0, wait=0)
 
     async def _grant(self, job: Job, action: GrantLease) -> None:
         rollout, trainer = self._pod(action.rollout_uid), self._trainers.get(action.trainer_uid)

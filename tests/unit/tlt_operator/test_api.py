@@ -82,11 +82,16 @@ def test_defaults_are_those_of_the_schema() -> None:
     assert from_schema.training.learning_rate == own.training.learning_rate
 
 
+POOL = {"replicas": 1, "template": {"image": "vllm"}, "claim": {"deviceClassName": "gpu.example.com"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
         ({"rollout": {}}, "spec.rollout"),
-        ({"rollout": {"selector": {"matchLabels": {"a": "b"}}, "pool": {}}}, "spec.rollout"),
+        ({"rollout": {"selector": {"matchLabels": {"a": "b"}}, "pool": POOL}}, "spec.rollout"),
+        ({"rollout": {"pool": {**POOL, "claim": {}}}}, "spec.rollout.pool.claim.deviceClassName"),
+        ({"rollout": {"pool": {**POOL, "replicas": "two"}}}, "spec.rollout.pool.replicas"),
         ({"rollout": {"selector": {}}}, "spec.rollout.selector"),
         ({"store": {"url": "ftp://x"}}, "spec.store.url"),
         ({"store": {"url": "file:///x"}}, "spec.store.volumeClaim"),

@@ -40,7 +40,6 @@ def condition(snapshot: Snapshot, kind: ConditionType) -> Condition:
 
 
 NO_MODEL = Obstacle(reason=Reason.TRAINER_FAILED, message="no model")
-POOL = make_job(rollout={"pool": {"replicas": 1}})
 NO_CLAIM = make_rollout("a", make_state(), pod=make_pod("a", claims=()))
 
 
@@ -69,7 +68,6 @@ def silent(fault: Fault | None = None, **fields: Any) -> Any:
     ("snapshot", "reason", "words"),
     [
         (make_snapshot(), Reason.NO_PODS_MATCH, ("spec.rollout.selector", "app=rollout", "default")),
-        (make_snapshot(job=POOL), Reason.POOL_NOT_SUPPORTED, ("spec.rollout.pool", "spec.rollout.selector")),
         (make_snapshot(silent(Fault.ROUTE_MISSING)), Reason.PLUGIN_MISSING, ("Pod a", "/tlt/v1/state", "8000")),
         (make_snapshot(silent(Fault.TOKEN_REFUSED)), Reason.TOKEN_REFUSED, ("Pod a", "demo-tlt-control")),
         (

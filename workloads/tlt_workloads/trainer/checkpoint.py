@@ -35,12 +35,12 @@ class CheckpointWriter:
         self._store = store
         self._writer = writer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: list[Future[None]] = []
 
     @property
     def busy(self) -> bool:
-        """Whether the last one is still being written."""
-        return self._pending is not None and not self._pending.done()
+        """Whether one is still being written."""
+        return not all(pending.done() for pending in self._pending)
 
     def write(self, progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copies the tensors and returns; waits first when the one before is not done.
@@ -50,17 +50,21 @@ class CheckpointWriter:
         """
         self.flush()
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        self._pending = self._thread.submit(self._write, progress, copies)
+        self._pending.append(self._thread.submit(self._write, progress, copies))
+
+    def write_last(self, progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Takes tensors that nobody changes any more; waits for their way to the host only."""
+        taken = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+        self._pending.append(self._thread.submit(self._write, progress, taken))
 
     def flush(self) -> None:
         """Returns when all is durable.
 
         Raises:
-            OSError: the last one could not be written.
+            OSError: one could not be written.
         """
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+        while self._pending:
+            self._pending.pop(0).result()
 
     def close(self) -> None:
         """Flushes and ends the thread."""

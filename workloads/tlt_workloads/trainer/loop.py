@@ -18,11 +18,16 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
     micro_steps, tokens, saved = 0, 0, time.monotonic()
     try:
         while not stop.is_set:
-            if session.release_due and (manifest := session.try_release(stop.abandon_step)):
-                report(WorkerPublished(manifest=manifest))
+            if session.release_due:
+                session.keep(stop.abandon_step)
+                with stop.nothing_to_lose():
+                    manifest = session.try_release(stop.abandon_step)
+                if manifest is not None:
+                    report(WorkerPublished(manifest=manifest))
             batch = session.next_batch()
             if batch is None:
                 return WindowEnd.DONE if micro_steps else WindowEnd.NO_DATA
+            stop.listen()
             loss = session.train(batch)
             micro_steps, tokens = micro_steps + 1, tokens + batch.packed.trained_tokens
             report(WorkerStepped(steps=micro_steps, tokens=tokens, loss=loss))

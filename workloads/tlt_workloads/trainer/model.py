@@ -128,18 +128,25 @@ def propose(model: Eagle3DraftModel, batch: PackedBatch, *, draft_length: int) -
     return ids if model.d2t is None else ids + model.d2t[ids]
 
 
-def on_every_layer(model: Eagle3DraftModel, check: Callable[[], None]) -> None:
-    """Calls `check` before the decoder layer in each draft step, forward and backward, so that a step can be left."""
+def on_every_operation(model: Eagle3DraftModel, check: Callable[[], None]) -> None:
+    """Calls `check` before each of the model's own operations, forward and backward, so that a step can be left.
 
-    def before_forward(_module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+    A hand-back waits for one operation at most, a few milliseconds; between layers there are tens of them, and more
+    when the engine already computes on the same core.
+    """
+
+    def before_forward(_module: Any, arguments: tuple[Any, ...]) -> None:
         check()
-        if arguments and arguments[0].requires_grad:
-            arguments[0].register_hook(before_backward)  # type: ignore[no-untyped-call]
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor) and argument.requires_grad:
+                argument.register_hook(before_backward)  # type: ignore[no-untyped-call]
 
     def before_backward(_gradient: torch.Tensor) -> None:
         check()
 
-    model.layers[0].register_forward_pre_hook(before_forward)
+    for module in model.modules():
+        if not any(module.children()):
+            module.register_forward_pre_hook(before_forward)
 
 
 def _ready(

@@ -16,7 +16,13 @@ from tlt_workloads.store import Store, open_store
 from tlt_workloads.trainer.checkpoint import CheckpointWriter
 from tlt_workloads.trainer.data import DataSettings, Feed, TrainingBatch
 from tlt_workloads.trainer.learner import Learner, OptimiserSettings
-from tlt_workloads.trainer.model import FrozenTarget, Objective, build_drafter, on_every_layer, read_frozen_target
+from tlt_workloads.trainer.model import (
+    FrozenTarget,
+    Objective,
+    build_drafter,
+    on_every_operation,
+    read_frozen_target,
+)
 from tlt_workloads.trainer.progress import TrainingProgress, latest_progress
 from tlt_workloads.trainer.release import attempted, judge, release, release_due
 from tlt_workloads.trainer.settings import TrainerSettings
@@ -26,6 +32,7 @@ from tlt_workloads.trainer.target import find_target
 REFRESH_INTERVAL = 2.0  # s between looks for new shards
 SOLVED_TOKENS = 4000  # that a first drafter is solved from
 MICRO_STEP_SECONDS = 0.2
+LOOK_INTERVAL = 0.005  # s between looks whether a checkpoint is written
 SMALLEST_BATCH, LARGEST_BATCH = 64, 8192  # rows
 
 
@@ -57,7 +64,7 @@ class Session:
         self._refreshed = time.monotonic()
         self._is_released = False
         model = self._build(start.tensors)
-        on_every_layer(model, check)
+        on_every_operation(model, check)
         self._learner = Learner(
             model,
             objective=Objective(draft_length=settings.config.draft_length),
@@ -70,6 +77,11 @@ class Session:
     def checkpoint_interval(self) -> float:
         """Seconds between checkpoints."""
         return self._settings.config.checkpoint_interval
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the store holds all that was learnt."""
+        return _landmarks(self._progress) == self._saved_at and not self._checkpoints.busy
 
     @property
     def release_due(self) -> bool:
@@ -102,15 +114,16 @@ class Session:
     def try_release(self, check: Callable[[], None]) -> RevisionManifest | None:
         """Judges the drafter against its parent and publishes it when it is better.
 
+        The process may end anywhere in here: a revision counts when it is whole, and the next window tries again.
+
         Raises:
-            StepAbandonedError: asked to stop half-way; nothing was published, the next window tries again.
+            StepAbandonedError: asked to stop half-way; nothing was published.
         """
         start, manifest = time.monotonic(), None
-        model = self._learner.model
+        model, parent = self._learner.model, self._parent()
+        on_every_operation(parent, check)
         sequences = self._feed.held_out(tokens=self._settings.held_out_tokens)
-        judgement = judge(
-            model, self._parent(), sequences, draft_length=self._settings.config.draft_length, check=check
-        )
+        judgement = judge(model, parent, sequences, draft_length=self._settings.config.draft_length, check=check)
         if judgement and judgement.is_better:
             manifest = release(
                 self._store,
@@ -125,17 +138,26 @@ class Session:
 
     def checkpoint(self) -> None:
         """Starts writing a checkpoint when there is anything new to keep."""
-        progress = replace(self._progress, steps=self._learner.steps, shards=self._feed.progress())
-        if _landmarks(progress) != self._saved_at:
-            self._checkpoints.write(progress, self._learner.tensors())
-            self._saved_at = _landmarks(progress)
+        self._keep_with(self._checkpoints.write)
+
+    def keep(self, check: Callable[[], None]) -> None:
+        """Returns when all that was learnt is durable.
+
+        Raises:
+            StepAbandonedError: asked to stop meanwhile; it is being written.
+        """
+        self.checkpoint()
+        while self._checkpoints.busy:
+            check()
+            time.sleep(LOOK_INTERVAL)
+        self._checkpoints.flush()
 
     def release_device(self) -> None:
-        """Copies what is not yet kept to the host and frees the device; no step can follow.
+        """Takes what is not yet kept to the host and frees the device; no step can follow.
 
         So the device is back long before a checkpoint is durable, however slow the store is.
         """
-        self.checkpoint()
+        self._keep_with(self._checkpoints.write_last)
         self._learner.forget()
         self._is_released = True
         if self._device.type == "cuda":
@@ -146,6 +168,12 @@ class Session:
         if not self._is_released:
             self.checkpoint()
         self._checkpoints.close()
+
+    def _keep_with(self, write: Callable[[TrainingProgress, Mapping[str, torch.Tensor]], None]) -> None:
+        progress = replace(self._progress, steps=self._learner.steps, shards=self._feed.progress())
+        if _landmarks(progress) != self._saved_at:
+            write(progress, self._learner.tensors())
+            self._saved_at = _landmarks(progress)
 
     def _rows(self) -> int:
         return self._settings.config.micro_batch_tokens or self._progress.micro_batch_tokens or SMALLEST_BATCH

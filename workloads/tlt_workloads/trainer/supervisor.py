@@ -29,6 +29,7 @@ from tlt_workloads.trainer.window import (
     WorkerFailed,
     WorkerMessage,
     WorkerPublished,
+    WorkerReady,
     WorkerStepped,
 )
 from tlt_workloads.trainer.workshop import Worker, Workshop
@@ -53,6 +54,8 @@ class _Record:
 
     def __init__(self) -> None:
         self.started = time.monotonic()
+        self.forked: float | None = None
+        self.ready: float | None = None
         self.first_step: float | None = None
         self.steps = self.tokens = 0
         self.loss_first: float | None = None
@@ -63,6 +66,8 @@ class _Record:
 
     def take(self, message: WorkerMessage) -> None:
         match message:
+            case WorkerReady():
+                self.ready = time.monotonic() - self.started
             case WorkerStepped(steps=steps, tokens=tokens, loss=loss):
                 if self.first_step is None:
                     self.first_step, self.loss_first = time.monotonic() - self.started, loss
@@ -71,6 +76,12 @@ class _Record:
                 self.end, self.peak_memory = end, peak_memory
             case WorkerFailed():
                 self.failure = message
+
+    def summary(self, stop_seconds: float) -> str:
+        """The window's course in seconds after the lease was seen, for the log."""
+        marks = {"forked": self.forked, "ready": self.ready, "first step": self.first_step}
+        told = [f"{name} {at:.3f}" for name, at in marks.items() if at is not None]
+        return ", ".join([*told, f"{self.steps} steps", f"stopped in {stop_seconds:.3f}"])
 
     def report(self, lease_id: str, *, reason: str, stop_seconds: float) -> WindowReport:
         return WindowReport(
@@ -148,6 +159,7 @@ class Supervisor:
             worker = await self._workshop.start(
                 WindowOrder(settings=self._settings, lease_id=lease.id), self._listener(record)
             )
+            record.forked = time.monotonic() - record.started
             self._board.update(phase=TrainerPhase.TRAINING, message=f"window {lease.id}: worker {worker.pid}")
             stop = await self._until_over(worker, lease)
             stop_seconds = await self._stop(worker, lease, stop) if stop is not None else 0.0
@@ -158,6 +170,7 @@ class Supervisor:
         else:
             await self._give_back(lease)
         self._settle(record)
+        _log.info("window %s: %s; %s", lease.id, reason, record.summary(stop_seconds))
         self._board.update(
             phase=TrainerPhase.FAILED if self._is_failed(record) else TrainerPhase.WAITING,
             message=self._board.facts.message if record.failure is None else record.failure.message,

@@ -1,7 +1,7 @@
 """The process that has the device for one window.
 
-It is forked from a process that has imported everything and touched no device, pins itself to its emulated
-accelerators if it has any, and steps back in favour of the engine on the same core.
+It is forked from a process that has imported everything and touched no device, and pins itself to its emulated
+accelerators if it has any.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from tlt_workloads.store import StoreError
 from tlt_workloads.trainer.loop import train_window
 from tlt_workloads.trainer.session import open_session
 from tlt_workloads.trainer.settings import TrainerSettings, WindowOrder
-from tlt_workloads.trainer.stopping import StepAbandonedError, StopFlag
+from tlt_workloads.trainer.stopping import StopFlag
 from tlt_workloads.trainer.target import TargetError
 from tlt_workloads.trainer.window import (
-    WindowEnd,
     WorkerEnded,
     WorkerFailed,
     WorkerMessage,
@@ -32,7 +31,6 @@ from tlt_workloads.trainer.window import (
     WorkerReleased,
 )
 
-LOWEST_PRIORITY = 19
 _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger(__name__)
 
@@ -40,12 +38,10 @@ _log = logging.getLogger(__name__)
 def run_window(order: WindowOrder, messages: Connection) -> None:
     """Trains until SIGTERM or until the data is used up; the last message says how it ended."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stop = StopFlag()
-    stop.listen()
     _die_with_parent()
     try:
         device = take_device(order.settings)
-        messages.send(_run(order.settings, device, stop, messages.send))
+        messages.send(_run(order.settings, device, messages.send))
     except (TargetError, DrafterError, StoreError) as error:
         messages.send(WorkerFailed(message=str(error), permanent=True))
     except Exception as error:  # noqa: BLE001 - the edge of the process
@@ -56,22 +52,24 @@ def run_window(order: WindowOrder, messages: Connection) -> None:
 
 
 def take_device(settings: TrainerSettings) -> torch.device:
-    """Opens the accelerator; an emulated one is a core, which the engine on it may use first."""
+    """Opens the accelerator; an emulated one is a core.
+
+    The engine on the same core is preferred by its pod's larger CPU request.  A low priority of this process would do
+    no more for it, but would give the whole pod next to nothing of the core while the supervisor is busy on another
+    one, so that a worker that was told to end, or killed, could not do even that for seconds.
+    """
     if settings.cores:
         os.sched_setaffinity(0, settings.cores)
-        os.nice(LOWEST_PRIORITY)
         torch.set_num_threads(len(settings.cores))
         return torch.device("cpu")
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _run(
-    settings: TrainerSettings, device: torch.device, stop: StopFlag, send: Callable[[WorkerMessage], None]
-) -> WorkerEnded:
-    try:
-        session = open_session(settings, device=device, check=stop.abandon_step)
-    except StepAbandonedError:
-        return WorkerEnded(end=WindowEnd.STOPPED, peak_memory=_peak_memory(device))
+def _run(settings: TrainerSettings, device: torch.device, send: Callable[[WorkerMessage], None]) -> WorkerEnded:
+    stop = StopFlag()
+    session = open_session(settings, device=device, check=stop.abandon_step)
+    if not session.is_kept:
+        stop.listen()
     send(WorkerReady())
     try:
         end = train_window(session, stop, send)

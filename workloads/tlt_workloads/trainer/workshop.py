@@ -21,6 +21,7 @@ from tlt_workloads.trainer.settings import WindowOrder
 from tlt_workloads.trainer.window import WorkerFailed, WorkerMessage, WorkerReleased
 
 HEAVY_MODULE = "tlt_workloads.trainer.worker"
+DYING_SECONDS = 0.1  # that the kernel takes to tear down a killed worker's memory on a busy core
 
 
 class Workshop:
@@ -85,10 +86,11 @@ class Worker:
     async def stop(self, *, grace: float) -> None:
         """Asks it to stop, and returns when it has left the device.
 
-        It is killed when that takes longer than the grace; a killed process always frees its device.
+        It is killed when that takes longer than the grace, early enough to be gone when the grace is over; a killed
+        process always frees its device.
         """
         self._signal(signal.SIGTERM)
-        await self._within(grace, self.released())
+        await self._within(max(grace / 2, grace - DYING_SECONDS), self.released())
         await self.released()
 
     async def wait(self, *, limit: float | None = None) -> int:

@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the two commands that matter; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test tools prometheus venv cluster images lint unit api chart engine cluster-test lock clean
+.PHONY: help demo demo-down test tools prometheus venv cluster images lint unit api chart engine cluster-test test-chaos lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -58,6 +58,9 @@ engine: venv ## against a real vLLM on the CPU
 
 cluster-test: venv images cluster ## on the real node, with real pods
 	@$(RUN) -m pytest tests/cluster
+
+test-chaos: venv images cluster ## faults of every kind on the real node, with what became of each; 20 minutes at most
+	@$(PYTHON) -m tests.run chaos; status=$$?; grep -A60 '^faults injected' build/test/chaos.log; exit $$status
 
 lock: ## refreshes uv.lock
 	@uv lock

@@ -58,17 +58,17 @@ def pod_processes(uid: str, *, processes: Path = PROCESSES) -> Sequence[PodProce
     return sorted(found, key=lambda process: process.pid)
 
 
-def trainer_worker(uid: str) -> PodProcess | None:
+def trainer_worker(uid: str, *, processes: Path = PROCESSES) -> PodProcess | None:
     """The process that trains in a trainer pod: what the fork server has forked.  None between windows."""
-    found = pod_processes(uid)
+    found = pod_processes(uid, processes=processes)
     servers = {process.pid for process in found if FORK_SERVER in process.command}
     # A forked process keeps its parent's command line, so it looks like a server whose parent is one.
     return next((process for process in reversed(found) if process.parent in servers), None)
 
 
-def main_process(uid: str) -> PodProcess | None:
+def main_process(uid: str, *, processes: Path = PROCESSES) -> PodProcess | None:
     """The first process of a pod's container."""
-    found = pod_processes(uid)
+    found = pod_processes(uid, processes=processes)
     pids = {process.pid for process in found}
     return next((process for process in found if process.parent not in pids), None)
 

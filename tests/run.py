@@ -72,6 +72,17 @@ STAGES = (
     pytest_stage("cluster", "tests/cluster", expected=(12, 10), after=("engine",)),
 )
 
+# Only when asked for by name: it takes long, and what it draws is for `make test-chaos` to tell.
+ON_REQUEST = (
+    Stage(
+        name="chaos",
+        command=(PYTHON, "-m", "pytest", "-q", "-s", f"--junitxml={LOGS}/chaos.xml", "tests/chaos"),
+        expected=(20, 20),
+        after=("images",),
+        tests=True,
+    ),
+)
+
 
 def counts(stage: Stage, code: int) -> tuple[int, int, int]:
     """Passed, failed and skipped of a stage, from pytest's own report."""
@@ -178,14 +189,15 @@ def summarise(outcomes: list[Outcome], seconds: float) -> int:
 
 
 def main() -> int:
-    """Runs all stages, or those named (with no regard to what they need)."""
+    """Runs all stages of `make test`, or those named (with no regard to what they need)."""
+    known = (*STAGES, *ON_REQUEST)
     parser = argparse.ArgumentParser(prog="python -m tests.run", description=__doc__)
-    parser.add_argument("stage", nargs="*", help=f"only these stages: {', '.join(stage.name for stage in STAGES)}")
+    parser.add_argument("stage", nargs="*", help=f"only these stages: {', '.join(stage.name for stage in known)}")
     chosen = parser.parse_args().stage
-    if unknown := set(chosen) - {stage.name for stage in STAGES}:
+    if unknown := set(chosen) - {stage.name for stage in known}:
         parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     LOGS.mkdir(parents=True, exist_ok=True)
-    runner = Runner(tuple(stage for stage in STAGES if not chosen or stage.name in chosen))
+    runner = Runner(tuple(stage for stage in known if stage.name in chosen) if chosen else STAGES)
     return summarise(runner.run(), time.monotonic() - runner.started)
 
 

@@ -181,7 +181,9 @@ class Scene:
             lease = self.lent(loads[-1])
             return (loads[-1], lease) if lease else None
 
-        found = eventually(quietly(has_lease), deadline=LEND_SECONDS, every=0.2, reason="a worker on the idle pod")
+        found: tuple[Load, str] | None = eventually(
+            quietly(has_lease), deadline=LEND_SECONDS, every=0.2, reason="a worker on the idle pod"
+        )
         assert found is not None
         return found
 

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes one target and evaluates the chart's alerts, quickly."""
+"""A real Prometheus that scrapes targets and evaluates the chart's alerts, quickly."""
 
 from __future__ import annotations
 
@@ -65,8 +65,14 @@ def alert_rules(rules: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def prometheus(folder: Path, *, target: str, rules: Mapping[str, Any]) -> Iterator[Prometheus]:
-    """A server that scrapes `target` ("host:port") and keeps its data and log in `folder`."""
+def prometheus(
+    folder: Path, *, target: str, rules: Mapping[str, Any], others: Mapping[str, str] | None = None
+) -> Iterator[Prometheus]:
+    """A server that scrapes the operator at `target` ("host:port") and keeps its data and log in `folder`.
+
+    Args:
+        others: further targets by the name of their scrape.
+    """
     binary = command_path(node_settings().binaries, "prometheus")
     assert binary.exists(), f"{binary} is missing: make prometheus"
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules)))
@@ -74,7 +80,8 @@ def prometheus(folder: Path, *, target: str, rules: Mapping[str, Any]) -> Iterat
         "global": {"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL},
         "rule_files": ["rules.yaml"],
         "scrape_configs": [
-            {"job_name": "tlt-operator", "honor_labels": True, "static_configs": [{"targets": [target]}]}
+            {"job_name": name, "honor_labels": True, "static_configs": [{"targets": [address]}]}
+            for name, address in {"tlt-operator": target, **(others or {})}.items()
         ],
     }
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,23 @@ def test_the_copy_is_taken_before_the_training_goes_on(store: Store) -> None:
     found = load_checkpoint(store)
     assert found is not None
     assert not found[1]["model.fc.weight"].any()
+
+
+def test_the_last_one_does_not_wait_for_the_one_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, write_atomic = threading.Event(), Store.write_atomic
+
+    def slow_write(store: Store, path: str, data: bytes) -> None:
+        may_write.wait()
+        write_atomic(store, path, data)
+
+    monkeypatch.setattr(Store, "write_atomic", slow_write)
+    checkpoints = CheckpointWriter(store, writer="one")
+    checkpoints.write(TrainingProgress(trained_tokens=1), {"model.fc.weight": torch.ones(4)})
+    checkpoints.write_last(TrainingProgress(trained_tokens=2), {"model.fc.weight": torch.full((4,), 2.0)})
+    assert checkpoints.busy
+    may_write.set()
+    checkpoints.close()
+    assert [progress.trained_tokens for _, progress in finished_checkpoints(store)] == [2, 1]
 
 
 @pytest.mark.parametrize("file", [TENSORS_FILE, PROGRESS_FILE])

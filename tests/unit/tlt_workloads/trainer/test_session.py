@@ -102,6 +102,26 @@ def test_what_is_solved_for_is_kept_when_the_window_ends_at_once(
     assert latest_progress(store).steps == 0
 
 
+def test_judging_begins_when_all_that_was_learnt_is_durable(
+    settings: TrainerSettings, store: Store, language: ToyLanguage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the process may be ended in the middle of it."""
+    language.write_shards(store, count=24)
+    stop = StopFlag()
+    window = session(settings, stop)
+    assert not window.is_kept, "a drafter was solved for"
+    kept = []
+
+    def judge_and_stop(_check: object) -> None:
+        kept.append((window.is_kept, latest_progress(store).trained_tokens > 1000))
+        stop.set()
+
+    monkeypatch.setattr(window, "try_release", judge_and_stop)
+    train_window(window, stop, lambda _message: None)
+    window.close()
+    assert kept == [(True, True)]
+
+
 def test_nothing_is_left_on_the_device_and_everything_gets_written(
     step_settings: TrainerSettings, store: Store, language: ToyLanguage
 ) -> None:
@@ -123,7 +143,7 @@ def test_stopping_inside_a_micro_step_leaves_it_without_a_trace(
     step_settings: TrainerSettings, store: Store, language: ToyLanguage
 ) -> None:
     language.write_shards(store, count=4)  # too little to solve for a first drafter
-    for checks in range(1, 8):  # three draft steps forward, three backward, one more that never comes
+    for checks in range(1, 60, 9):  # operations forward and backward
         stop, seen = StopFlag(), 0
 
         def check() -> None:
@@ -136,7 +156,7 @@ def test_stopping_inside_a_micro_step_leaves_it_without_a_trace(
         window = open_session(step_settings, device=torch.device("cpu"), check=check)
         assert train_window(window, stop, lambda _message: None) is WindowEnd.STOPPED
         window.close()
-    assert latest_progress(store).trained_tokens == 0 or checks == 7
+    assert latest_progress(store).trained_tokens == 0
 
 
 def test_held_out_sequences_are_never_trained_on(

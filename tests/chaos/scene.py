@@ -27,7 +27,7 @@ from tlt_workloads.trainer.revisions import published_revisions
 JOB = "chaos"
 TRAINERS = f"tlt.dev/job={JOB},tlt.dev/component=trainer"
 GATEWAYS = f"tlt.dev/job={JOB},tlt.dev/component=gateway"
-LONG, SHORT = 300, 8  # tokens of answers
+LONG, MEDIUM, SHORT = 250, 80, 8  # tokens of answers; a long one outlasts what a fault takes
 MIN_WINDOW = 3.0  # seconds, of the job: a shorter window would make the operator wait before the next
 READY_SECONDS = 240.0  # a rollout pod that was killed loads its model again, after the kubelet's back-off
 REST_SECONDS = 90.0
@@ -169,7 +169,7 @@ class Scene:
             return None
         return lease.id if node.trainer_worker(lease.holder.rpartition("/")[2]) is not None else None
 
-    def lend(self) -> tuple[Load, str]:
+    def lend(self, *, tokens: int = LONG) -> tuple[Load, str]:
         """Keeps pod 1 generating until a worker has pod 0's device; the load goes on."""
         loads: list[Load] = []
 
@@ -177,7 +177,7 @@ class Scene:
             if not loads or not loads[-1].running:
                 if loads:
                     assert len(loads[-1].answers()) == 4
-                loads.append(Load(self.pods[1].address, tokens=LONG, count=4))
+                loads.append(Load(self.pods[1].address, tokens=tokens, count=4))
             lease = self.lent(loads[-1])
             return (loads[-1], lease) if lease else None
 

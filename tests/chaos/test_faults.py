@@ -20,7 +20,7 @@ import requests
 
 from bench import results, tables
 from tests.chaos.faults import Fault, inject
-from tests.chaos.scene import GATEWAYS, JOB, LONG, MIN_WINDOW, READY_SECONDS, Kept, Moment, Scene, quietly
+from tests.chaos.scene import GATEWAYS, JOB, LONG, MEDIUM, MIN_WINDOW, READY_SECONDS, Kept, Moment, Scene, quietly
 from tests.chaos.watch import Watch
 from tests.cluster.conftest import OPERATOR_NAMESPACE, WORKLOADS_IMAGE
 from tests.support.cluster import Cluster
@@ -31,6 +31,7 @@ SEED = int(os.environ.get("TLT_CHAOS_SEED", "1"))
 MINUTES = float(os.environ.get("TLT_CHAOS_MINUTES", "17"))
 GRACE = 2.0  # seconds
 ENOUGH_TOKENS = 400
+WITH_WORKER = (Moment.LENT, Moment.REVOKING)
 COPIES = 60  # of what was recorded, so that no window ends for want of data
 
 
@@ -119,7 +120,8 @@ def order(seed: int) -> Iterator[tuple[Fault, Moment]]:
     moments = {fault: dice.sample(list(Moment), len(Moment)) for fault in Fault}
     for turn in range(len(Moment)):
         for fault in dice.sample(list(Fault), len(Fault)):
-            yield fault, moments[fault][turn]
+            if fault is not Fault.WORKER_KILLED or moments[fault][turn] in WITH_WORKER:
+                yield fault, moments[fault][turn]
 
 
 def strike(scene: Scene, watch: Watch, fault: Fault, moment: Moment) -> str:
@@ -164,7 +166,7 @@ def recover(scene: Scene, before: Kept) -> None:
         eventually(quietly(ready), deadline=READY_SECONDS, every=0.5, reason=what)
     scene.rest()
     scene.serve()
-    load, _ = scene.lend()
+    load, _ = scene.lend(tokens=MEDIUM)
     assert len(load.answers()) == 4
     scene.rest()
     after = scene.kept()

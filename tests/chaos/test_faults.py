@@ -28,7 +28,7 @@ from tests.support.eventually import eventually
 from tests.support.rollouts import LABELS, MODEL, Load, complete, rollout_set
 
 SEED = int(os.environ.get("TLT_CHAOS_SEED", "1"))
-MINUTES = float(os.environ.get("TLT_CHAOS_MINUTES", "17"))
+MINUTES = float(os.environ.get("TLT_CHAOS_MINUTES", "15"))
 GRACE = 2.0  # seconds
 ENOUGH_TOKENS = 400
 WITH_WORKER = (Moment.LENT, Moment.REVOKING)
@@ -200,7 +200,7 @@ def test_faults_leave_nothing_broken(scene: Scene) -> None:
     if not failed:
         results.write(
             "chaos",
-            command=f"TLT_CHAOS_SEED={SEED} make test-chaos",
+            command=f"TLT_CHAOS_SEED={SEED} TLT_CHAOS_MINUTES={MINUTES:g} make test-chaos",
             metrics={"faults": len(outcomes), "survived": len(outcomes) - len(failed), "seed": SEED},
         )
         tables.write()

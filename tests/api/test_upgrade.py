@@ -21,9 +21,7 @@ from tests.support.eventually import eventually_async
 from tests.support.fake_rollout import FakeRollout
 from tlt_operator.api.names import token_secret_name, trainer_name
 from tlt_operator.clients.kube import JOB, POD, REVISION, SECRET
-from tlt_operator.clients.pods import PodClient
-from tlt_operator.clients.rollout import RolloutClient
-from tlt_workloads.contract import DRAFTER_ROUTE, DrafterLoad, LeaseRequest
+from tlt_workloads.contract import DRAFTER_ROUTE, LEASE_ROUTE, DrafterLoad, LeaseRequest, encode
 
 OLDER = Path(__file__).parent / "older_release"
 OWN = ("--control-plane", "--name", "tests-upgrade")
@@ -100,9 +98,10 @@ async def put_everything(world: World) -> tuple[FakeRollout, FakeRollout]:
     lent.finish(captured=1500)
     trainer = await world.until_warm("rollout-1")
     await eventually_async(lambda: lent.idle, reason="the idle pod")
-    pods = PodClient(world.context.session, token=TOKEN, request_timeout=5.0)
-    url = f"http://{lent.address}:{lent.port}"
-    await RolloutClient(pods, url=url).grant_lease(LeaseRequest(holder=trainer.holder, ttl=60.0, window=600.0))
+    request = encode(LeaseRequest(holder=trainer.holder, ttl=60.0, window=600.0))
+    url, headers = f"http://{lent.address}:{lent.port}{LEASE_ROUTE}", {"Authorization": f"Bearer {TOKEN}"}
+    async with world.context.session.post(url, json=request, headers=headers) as answer:
+        assert answer.status == 201, await answer.text()
     assert lent.lease is not None
     lent.lease = dataclasses.replace(lent.lease, id=job["status"]["ledger"][1]["lease"])
     return busy, lent
@@ -147,7 +146,7 @@ async def test_upgrade_loses_no_job_revision_token_or_lease(machine: Machine, wo
     assert job["metadata"]["uid"] == before["metadata"]["uid"]
     assert job["spec"].items() >= before["spec"].items(), "what was set stays as it was set"
     secret = await world.kube.get(SECRET, namespace=world.namespace, name=token_secret_name("demo"))
-    assert secret["data"] == left(SECRET.kind)[0]["data"]
+    assert secret["data"]["token"] == left(SECRET.kind)[0]["data"]["token"]
 
     lent.generate()
     await eventually_async(lambda: lent.last_lease, deadline=60, reason="the end of the adopted lease")

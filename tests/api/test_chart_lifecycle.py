@@ -45,6 +45,17 @@ class Machine:
         assert answer.returncode == 0, f"{command} {' '.join(arguments)}: {answer.stderr}"
         return answer.stdout
 
+    def ask(self, command: str, *arguments: str) -> str:
+        """As `run`, for a command whose exit status is part of its answer."""
+        answer = subprocess.run(
+            [str(command_path(node_settings().binaries, command)), *arguments],
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return answer.stdout + answer.stderr
+
     def install(self, release: str, namespace: str, *options: str) -> str:
         where = ("--namespace", namespace, "--create-namespace")
         return self.run("helm", "upgrade", "--install", release, str(CHART), *where, *options)
@@ -144,6 +155,32 @@ def test_the_built_in_roles_learn_the_projects_kinds(machine: Machine) -> None:
     for role, rights in (("view", read), ("edit", write), ("admin", write)):
         wanted = {"tltjobs": rights, "drafterrevisions": rights, **statuses}
         eventually(lambda role=role, wanted=wanted: verbs(role) == wanted, deadline=60, every=0.2, reason=role)
+
+
+def test_people_may_do_in_their_namespace_what_their_role_says(machine: Machine) -> None:
+    machine.install("tlt-operator", "tlt-system")
+    namespaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in ("rl", "theirs")]
+    for body in namespaces:
+        machine.run("kubectl", "apply", "-f", "-", text=json.dumps(body))
+    for role in ("view", "edit"):
+        machine.run("kubectl", "create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", "rl")
+
+    def may(user: str, verb: str, resource: str, namespace: str = "rl") -> bool:
+        kind, _, part = resource.partition("/")
+        question = ("auth", "can-i", verb, f"{kind}.tlt.dev", f"--subresource={part}", "--as", user, "-n", namespace)
+        return "yes" in machine.ask("kubectl", *question)
+
+    eventually(lambda: may("editer", "create", "tltjobs"), deadline=60, every=0.2, reason="the aggregated rights")
+    for kind in ("tltjobs", "drafterrevisions"):
+        for verb in ("get", "list", "watch"):
+            assert may("viewer", verb, kind)
+            assert may("editer", verb, kind)
+        for verb in ("create", "update", "patch", "delete"):
+            assert not may("viewer", verb, kind)
+            assert may("editer", verb, kind)
+            assert not may("editer", verb, kind, namespace="theirs")
+        assert not may("editer", "patch", f"{kind}/status"), "only the operator writes what it has observed"
+    machine.run("kubectl", "delete", "namespace", "rl", "theirs", "--wait=false")
 
 
 def runbook_commands() -> list[str]:

@@ -71,7 +71,7 @@ class Killed:
         return began
 
     def created(self, resource: str, since: float) -> int:
-        return self.proxy.count(CREATE, resource=resource, since=since)
+        return self.proxy.count(CREATE, resource=resource, since=since, status=201)
 
 
 @pytest_asyncio.fixture
@@ -108,7 +108,7 @@ async def test_while_a_device_is_asked_back(killed: Killed) -> None:
     await eventually_async(
         lambda: killed.world.trainers.get("rollout-1") not in (None, trainer), deadline=BACK, reason="another trainer"
     )
-    assert await killed.has_two_trainers()
+    await eventually_async(killed.has_two_trainers, deadline=BACK, reason="two trainers")
     assert killed.created("pods", began) == 1, "one for the one that did not hand back"
     assert len(idle.granted) == 1
 

@@ -71,7 +71,7 @@ class Rule:
         return (not self.verbs or verb in self.verbs) and (not self.resources or resource in self.resources)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Call:
     """One call as it arrived; `at` on the steady clock, `failed` when a fault kept it from the server."""
 
@@ -79,6 +79,7 @@ class Call:
     verb: str
     resource: str
     failed: bool
+    status: int = 0  # of the server's answer, 0 when there was none
 
 
 def parse_path(method: str, path: str, *, watch: bool) -> tuple[str, str]:
@@ -188,12 +189,14 @@ class FaultProxy:
         resource: str = "",
         since: float = 0.0,
         failed: bool | None = None,
+        status: int | None = None,
     ) -> int:
         """How many calls of these verbs arrived since a moment of the steady clock."""
         return sum(
             (not verbs or call.verb in verbs)
             and (not resource or call.resource == resource)
             and (failed is None or call.failed is failed)
+            and (status is None or call.status == status)
             and call.at >= since
             for call in self.calls
         )
@@ -207,9 +210,8 @@ class FaultProxy:
         watch = request.query.get("watch") in ("true", "1")
         verb, resource = parse_path(request.method, request.path, watch=watch)
         fault = self._fault(verb, resource)
-        self.calls.append(
-            Call(at=time.monotonic(), verb=verb, resource=resource, failed=isinstance(fault, Answer | Reset))
-        )
+        call = Call(at=time.monotonic(), verb=verb, resource=resource, failed=isinstance(fault, Answer | Reset))
+        self.calls.append(call)
         match fault:
             case Answer():
                 return _refusal(fault)
@@ -219,7 +221,9 @@ class FaultProxy:
             case Delay():
                 await asyncio.sleep(fault.seconds)
         if not watch:
-            return await self._forward(request)
+            answer = await self._forward(request)
+            call.status = answer.status
+            return answer
         return await self._follow(_Stream(request, verb, resource, silent=isinstance(fault, Silence)))
 
     def _fault(self, verb: str, resource: str) -> Fault | None:

@@ -20,6 +20,10 @@ class UnreachableError(TemporaryError):
     """No answer: refused, timed out, or broken off."""
 
 
+class NotServedError(UnreachableError):
+    """The API server does not know the kind, for ever or while its definition is changed."""
+
+
 class OverloadedError(TemporaryError):
     """The API server wants fewer calls (HTTP 429, 503 or 504), the next one not before `after` seconds."""
 

@@ -227,7 +227,7 @@ class TestSight:
 
     async def test_operator_with_an_older_role(self, world: World, kubeconfig: Path, tmp_path: Path) -> None:
         await world.stop_operator()
-        role = {"apiGroups": ["", "tlt.dev", "events.k8s.io"], "resources": ["*"], "verbs": ["*"]}
+        role = {"apiGroups": ["", "apps", "tlt.dev", "events.k8s.io"], "resources": ["*"], "verbs": ["*"]}
         await make(world, ACCOUNT, {"metadata": {"name": "older"}})
         await make(world, ROLE, {"metadata": {"name": "older"}, "rules": [role]})
         binding = {

@@ -25,6 +25,7 @@ from tlt_workloads.rollout.lease import LeaseBook, LeaseHeldError
 
 TERMS = LeaseTerms(ttl=10.0, window=600.0)
 POLL = 20.0  # a long poll without news is answered after this long
+SETTLE = 1.0  # a grant that was sent is believed under way for this long
 
 _numbers = itertools.count()
 
@@ -41,6 +42,7 @@ class Device:
     reachable: bool = True
     heard: RolloutState | None = None
     heard_at: float = float("-inf")
+    delivered_at: float = float("-inf")  # the last grant
     granting: bool = False  # as far as the operator knows
     late_grant: bool = False  # one was delivered that the operator had decided on an older answer
 
@@ -181,7 +183,7 @@ class World:
         device = self.devices[name]
         if device.reachable:
             device.heard, device.heard_at = device.facts(self.now), self.now
-            device.granting = any(isinstance(item, GrantLease) and item.rollout_uid == device.uid for item in self.mail)
+            device.granting = self._under_way(device)
 
     def restart_operator(self) -> None:
         """Another process: it remembers nothing, and hears of what it can reach before it decides."""
@@ -225,6 +227,8 @@ class World:
             device = by_uid.get(action.rollout_uid)
             if device is None or not device.reachable:
                 continue
+            if isinstance(action, GrantLease):
+                device.delivered_at = self.now
             if isinstance(action, RevokeLease):
                 device.book.revoke(action.reason, now=self.now)
             elif device.lendable(self.now):
@@ -247,6 +251,9 @@ class World:
             self.forget_reservations()
             self.tick(1.0)
 
+    def _under_way(self, device: Device) -> bool:
+        return any(isinstance(item, GrantLease) and item.rollout_uid == device.uid for item in self.mail)
+
     def _create_trainer(self, device: Device) -> None:
         labels = {JOB_LABEL: "demo", ROLLOUT_UID_LABEL: device.uid}
         name = trainer_name("demo", rollout_uid=device.uid)
@@ -263,7 +270,7 @@ class World:
             age=self.now - device.heard_at,
             silent_for=self.now - max(0.0, device.heard_at),
             fault=None if device.reachable else Fault.UNREACHABLE,
-            granting=device.granting,
+            granting=device.granting and (self._under_way(device) or self.now - device.delivered_at < SETTLE),
         )
 
     def _trainer_view(self, trainer: Trainer) -> TrainerView:

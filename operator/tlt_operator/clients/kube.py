@@ -26,6 +26,7 @@ from tlt_operator.errors import (
     ConflictError,
     FinalError,
     NotFoundError,
+    NotServedError,
     OverloadedError,
     RefusedError,
     TemporaryError,
@@ -365,7 +366,7 @@ def _renamed(status: int, call: str, body: object, headers: Mapping[str, str]) -
     match status:
         case 404 if not (answer.get("details") or {}).get("name"):
             # Not the object is missing but its kind, as for a moment while its definition is changed.
-            return UnreachableError(f"{message}; the API server does not serve this kind")
+            return NotServedError(f"{message}; the API server does not serve this kind")
         case 404:
             return NotFoundError(message)
         case 401 | 403:

@@ -17,7 +17,7 @@ from tlt_operator.clients.kube import POD, RESOURCE_CLAIM, REVISION
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
 from tlt_operator.clients.trainer import poll_trainer
-from tlt_operator.errors import NotFoundError, OperatorError, UnauthorizedError
+from tlt_operator.errors import NotServedError, OperatorError, UnauthorizedError
 from tlt_operator.manifests.common import digest
 from tlt_operator.manifests.trainer_pod import trainer_pod
 from tlt_operator.placement.choice import choose
@@ -147,7 +147,7 @@ class Observer:
 
         Claims that were seen once stay as they were: an API server that restarts may refuse for a moment.
         """
-        return not self._claims.synced and isinstance(self._claims.trouble, NotFoundError | UnauthorizedError)
+        return not self._claims.synced and isinstance(self._claims.trouble, NotServedError | UnauthorizedError)
 
     def ask_pods(self, job: Job) -> None:
         """Keeps a long poll open to exactly the pods that exist."""
@@ -202,7 +202,7 @@ class Observer:
     def _make_site(self, trouble: OperatorError | None) -> Site:
         return Site(
             claims={claim.name: claim for claim in self._claims.all()},
-            claims_served=not isinstance(trouble, NotFoundError),
+            claims_served=not isinstance(trouble, NotServedError),
             claims_hidden=str(trouble) if isinstance(trouble, UnauthorizedError) else None,
             visible_devices=self._context.settings.visible_devices,
         )

@@ -16,6 +16,7 @@ from tlt_operator.errors import (
     ConflictError,
     IncompatibleError,
     NotFoundError,
+    NotServedError,
     OverloadedError,
     RefusedError,
     UnauthorizedError,
@@ -48,7 +49,7 @@ def test_api_servers_answers(status: int, error: type[Exception]) -> None:
 def test_kind_that_is_not_served_for_a_moment_is_no_missing_object() -> None:
     body = '{"kind": "Status", "reason": "NotFound", "message": "the server could not find the requested resource"}'
     for answer in (body, b"404 page not found\n"):
-        assert type(_renamed(404, "GET /x", answer, {})) is UnreachableError
+        assert type(_renamed(404, "GET /x", answer, {})) is NotServedError
 
 
 def test_overloaded_server_says_how_long_to_wait() -> None:

@@ -170,7 +170,10 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
 
 
 class EndlessBackoffs:
-    """Kopf gives a call up when these run out, and a watch whose list was given up never begins again."""
+    """Kopf ends the process when a watch's list has failed as often as these last, so they must not run out.
+
+    A process that ends during an outage soon waits in the kubelet's crash loop, for minutes after it.
+    """
 
     def __iter__(self) -> Iterator[float]:
         yield from (0.5, 1.0, 2.0, 5.0)

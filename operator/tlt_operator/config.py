@@ -40,6 +40,7 @@ class Settings:
     status_interval: float = 2.0  # at least this long between two status writes of one job
     counter_interval: float = 15.0  # at least this long between two writes that only move counters
     resync_interval: float = 300.0  # children are applied again this often, in case somebody changed them
+    recheck_interval: float = 15.0  # jobs are looked for this often, in case nobody told of their coming or going
     lease_ttl: float = 10.0  # a lease ends without a heartbeat from its trainer for this long
     lease_window: float = 600.0  # a lease ends after this long whatever happens; it may be granted again
     leader_lease: str = ""  # name of the Lease by which one of several operators acts; empty = this one always does

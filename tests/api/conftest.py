@@ -88,6 +88,26 @@ async def namespace(kube: Kubernetes) -> AsyncIterator[str]:
     await kube._json("DELETE", f"/api/v1/namespaces/{name}")
 
 
+async def follow(kube: Kubernetes, kind: Kind, namespace: str, *, labels: str = "") -> AsyncIterator[WatchEvent]:
+    """Every change of objects of a kind, for ever."""
+    while True:
+        try:
+            async for event in kube.watch(kind, namespace=namespace, labels=labels):
+                if event.body:
+                    yield event
+        except TemporaryError:
+            await asyncio.sleep(0.1)
+
+
+async def feed(jobs: Jobs, kube: Kubernetes, namespace: str) -> None:
+    """Tells an operator of every TLTJob, as Kopf does."""
+    async for event in follow(kube, JOB, namespace):
+        if event.change == "DELETED":
+            await jobs.gone(event.body)
+        else:
+            jobs.seen(event.body)
+
+
 @dataclass
 class World:
     """A namespace with an operator, and the means to play users, kubelet and pods in it."""
@@ -105,14 +125,21 @@ class World:
     async def start_operator(self) -> None:
         self.jobs = Jobs(self.context)
         self.jobs.begin()
-        self._feeder = asyncio.create_task(self._feed())
+        await self.start_feeding()
 
     async def stop_operator(self) -> None:
         """Ends the operator; leases, trainers and pods go on."""
+        await self.stop_feeding()
+        await self.jobs.close()
+
+    async def start_feeding(self) -> None:
+        """Tells the operator of every TLTJob from now on, as Kopf does."""
+        self._feeder = asyncio.create_task(feed(self.jobs, self.kube, self.namespace))
+
+    async def stop_feeding(self) -> None:
         if self._feeder is not None:
             await cancel(self._feeder)
             self._feeder = None
-        await self.jobs.close()
 
     async def restart_operator(self) -> None:
         await self.stop_operator()
@@ -256,22 +283,6 @@ class World:
             lambda: self.trainers.get(rollout), deadline=60, reason=f"a warm trainer for {rollout}"
         )
 
-    async def _events(self, kind: Kind, labels: str = "") -> AsyncIterator[WatchEvent]:
-        while True:
-            try:
-                async for event in self.kube.watch(kind, namespace=self.namespace, labels=labels):
-                    if event.body:
-                        yield event
-            except TemporaryError:
-                await asyncio.sleep(0.1)
-
-    async def _feed(self) -> None:
-        async for event in self._events(JOB):
-            if event.change == "DELETED":
-                await self.jobs.gone(event.body)
-            else:
-                self.jobs.seen(event.body)
-
     async def run_gateway(self, job: str = "demo") -> FakeGateway:
         """Plays the gateway pod that the Deployment controller has made."""
 
@@ -288,7 +299,7 @@ class World:
         return server
 
     async def _play_kubelet(self) -> None:
-        async for event in self._events(POD, f"{COMPONENT_LABEL}=trainer"):
+        async for event in follow(self.kube, POD, self.namespace, labels=f"{COMPONENT_LABEL}=trainer"):
             metadata = event.body["metadata"]
             rollout = metadata["annotations"]["tlt.dev/rollout-pod"]
             if event.change == "DELETED":
@@ -342,8 +353,10 @@ async def open_world(kube: Kubernetes, namespace: str, *, operator: Kubernetes |
         operator_image="operator:test",
         poll_wait=1.0,
         tick=0.2,
+        watch_namespaces=(namespace,),
         status_interval=0.2,
         counter_interval=0.5,
+        recheck_interval=0.2,
         request_timeout=5.0,
     )
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:

@@ -20,6 +20,7 @@ from tests.support.fault_proxy import WATCH, WRITES, Answer, Delay, Fault, Fault
 from tlt_operator.api.job import parse_job
 from tlt_operator.api.names import EventReason
 from tlt_operator.clients.kube import JOB, POD, WATCH_SILENCE, Kubernetes
+from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.clock import Clock
 from tlt_operator.reconcile.recorder import Recorder
 
@@ -185,3 +186,47 @@ async def test_pod_deleted_behind_a_silent_watch_is_noticed_after_the_silence(
             await world.until_workers(1)
             assert time.monotonic() - began < silence + RECOVERY
             assert not world.jobs.hung()
+
+
+async def test_job_that_no_watch_told_of_is_found_and_one_that_is_gone_is_let_go(world: World) -> None:
+    await world.stop_feeding()
+    recheck = asyncio.create_task(world.jobs.recheck())
+    await world.apply_job()
+    busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
+    busy.generate()
+    idle.finish(captured=1000)
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
+    await world.apply_job(suspend=True)
+    await eventually_async(lambda: idle.last_lease, deadline=60, reason="the suspension")
+    await world.apply_job(suspend=False)
+    await eventually_async(lambda: idle.lease, deadline=60, reason="the next lease")
+    await world.kube.delete(JOB, namespace=world.namespace, name="demo")
+    await eventually_async(lambda: idle.lease is None, deadline=60, reason="the device back")
+    assert not recheck.done()
+    await cancel(recheck)
+
+
+async def test_job_made_anew_under_its_name_is_another_job(world: World) -> None:
+    await world.apply_job()
+    busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
+    busy.generate()
+    idle.finish(captured=1000)
+    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
+    await world.stop_feeding()
+    await world.kube.delete(JOB, namespace=world.namespace, name="demo")
+
+    async def gone() -> bool:
+        return await world.kube.find(JOB, namespace=world.namespace, name="demo") is None
+
+    await eventually_async(gone, reason="the deletion")
+    await world.apply_job()
+    await world.start_feeding()  # begins with a list, which does not tell of the deletion
+    await eventually_async(lambda: len(idle.granted) > 1, deadline=60, reason="a lease of the new job")
+    owner = (await world.kube.get(JOB, namespace=world.namespace, name="demo"))["metadata"]["uid"]
+
+    async def owned() -> bool:
+        owners = {pod["metadata"]["ownerReferences"][0]["uid"] for pod in await world.trainer_pods()}
+        assert owners == {owner}, owners
+        return True
+
+    await eventually_async(owned, deadline=60, reason="trainers of the new job alone")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.api.conftest import World
+from tests.support.accounts import connect_as
 from tests.support.eventually import eventually_async
 from tlt_operator.api.names import trainer_name
 from tlt_operator.clients.kube import POD, RESOURCE_CLAIM, Kind
 
 QUOTA = Kind(api_version="v1", kind="ResourceQuota", plural="resourcequotas")
 BUDGET = Kind(api_version="policy/v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets")
+ACCOUNT = Kind(api_version="v1", kind="ServiceAccount", plural="serviceaccounts")
+ROLE = Kind(api_version="rbac.authorization.k8s.io/v1", kind="Role", plural="roles")
+BINDING = Kind(api_version="rbac.authorization.k8s.io/v1", kind="RoleBinding", plural="rolebindings")
 Body = dict[str, Any]
 
 
@@ -199,3 +207,44 @@ class TestManners:
             return True
 
         await eventually_async(counted, deadline=60, reason="the budget's count of two rollout pods and no trainer")
+
+
+class TestSight:
+    """An operator that cannot see claims says so and lends nothing; it goes on when it can."""
+
+    async def test_cluster_without_the_claims_api(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The API server answers 404 as one without dynamic resource allocation does: the version does not exist."""
+        await world.stop_operator()
+        older = dataclasses.replace(RESOURCE_CLAIM, api_version="resource.k8s.io/v1alpha1")
+        monkeypatch.setattr("tlt_operator.reconcile.observer.RESOURCE_CLAIM", older)
+        await world.start_operator()
+        await world.apply_job()
+        await world.add_rollout("rollout-0")
+        found = await world.until_condition("Degraded", "True", "ClusterWithoutDRA")
+        assert "VisibleDevices" in found["message"]
+        await world.until_condition("RolloutReady", "True", "PodsReady")
+        assert await world.trainer_pods() == []
+
+    async def test_operator_with_an_older_role(self, world: World, kubeconfig: Path, tmp_path: Path) -> None:
+        await world.stop_operator()
+        role = {"apiGroups": ["", "tlt.dev", "events.k8s.io"], "resources": ["*"], "verbs": ["*"]}
+        await make(world, ACCOUNT, {"metadata": {"name": "older"}})
+        await make(world, ROLE, {"metadata": {"name": "older"}, "rules": [role]})
+        binding = {
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "older"},
+            "subjects": [{"kind": "ServiceAccount", "name": "older", "namespace": world.namespace}],
+        }
+        await make(world, BINDING, {"metadata": {"name": "older"}, **binding})
+        kube = await connect_as(world.kube, "older", namespace=world.namespace, kubeconfig=kubeconfig, folder=tmp_path)
+        world.context = dataclasses.replace(world.context, kube=kube)
+        await world.start_operator()
+        await world.apply_job()
+        await world.add_rollout("rollout-0")
+        found = await world.until_condition("Degraded", "True", "ResourceClaimsHidden")
+        assert "list and watch on resourceclaims" in found["message"]
+        claims = {"apiGroups": ["resource.k8s.io"], "resources": ["resourceclaims"], "verbs": ["list", "watch"]}
+        await world.kube.patch(ROLE, namespace=world.namespace, name="older", body={"rules": [role, claims]})
+        await until_trainer(world, "rollout-0")
+        await world.until_condition("Degraded", "False", "AsExpected")
+        await world.stop_operator()
+        await kube.close()

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import pytest
 import requests
-import yaml
 
-from tests.api.conftest import ROOT, World, devcluster
+from tests.api.conftest import ROOT, World
 from tests.support.eventually import eventually, eventually_async
-from tests.support.fake_rollout import manifest
-from tlt_operator.clients.kube import DEPLOYMENT, JOB
+from tlt_operator.clients.kube import JOB
 
 
 @dataclass
@@ -175,68 +173,6 @@ async def test_of_two_operators_one_acts_and_the_other_takes_over(
     assert active is not None
     assert job in active.text
     assert standby.end() == 0
-
-
-def service_account(world: World, kubeconfig: Path, tmp_path: Path) -> Path:
-    """A kubeconfig with exactly the rights that the chart gives the operator in this namespace."""
-    commands = Path(devcluster("path").strip())
-
-    def run(command: str, *arguments: str, text: str | None = None) -> str:
-        answer = subprocess.run(
-            [str(commands / command), *arguments],
-            input=text,
-            env={**os.environ, "KUBECONFIG": str(kubeconfig)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert answer.returncode == 0, answer.stderr
-        return answer.stdout
-
-    rendered = run(
-        "helm",
-        *("template", "tlt", str(ROOT / "charts" / "tlt-operator"), "--namespace", world.namespace),
-        *("--kube-version", "1.34"),
-        *("--set", f"operator.watchNamespaces={{{world.namespace}}}"),
-        *("--show-only", "templates/rbac.yaml", "--show-only", "templates/serviceaccount.yaml"),
-    )
-    run("kubectl", "apply", "-f", "-", text=rendered)
-    items = [item for item in yaml.safe_load_all(rendered) if item]
-    (account,) = [item["metadata"]["name"] for item in items if item["kind"] == "ServiceAccount"]
-    token = run("kubectl", "create", "token", account, "--namespace", world.namespace).strip()
-    config = yaml.safe_load(kubeconfig.read_text())
-    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
-    made = tmp_path / "service-account.kubeconfig"
-    made.write_text(yaml.safe_dump(config))
-    return made
-
-
-async def test_rights_of_the_chart_are_enough_for_everything(
-    world: World, process: Process, kubeconfig: Path, tmp_path: Path
-) -> None:
-    await world.stop_operator()
-    process.kubeconfig = service_account(world, kubeconfig, tmp_path)
-    process.start()
-    eventually(process.is_ready, deadline=60, every=0.1, reason="readiness")
-    await world.apply_job(gateway={"enabled": True})
-    busy, idle = await world.add_rollout("rollout-0"), await world.add_rollout("rollout-1")
-    busy.generate()
-    idle.finish(captured=1000)
-    await eventually_async(lambda: idle.lease, deadline=60, reason="a lease")
-    world.trainers["rollout-1"].publish(manifest("demo", 1))
-    await world.until_condition("DrafterReady", "True", "RevisionActive")
-    await world.apply_job(gateway={"enabled": False}, suspend=True)
-
-    async def gone() -> bool:
-        kept = await world.kube.list_all(DEPLOYMENT, namespace=world.namespace, labels="tlt.dev/job=demo")
-        return not kept and not await world.trainer_pods()
-
-    await eventually_async(gone, deadline=60, reason="the end of trainers and gateway")
-    assert await world.events("LeaseGranted")
-    assert process.end() == 0
-    log = process.log.read_text()
-    assert "forbidden" not in log.lower(), log[-3000:]
-    assert "Traceback" not in log
 
 
 def test_option_that_cannot_be_used_is_named(process: Process) -> None:

@@ -182,21 +182,3 @@ async def test_outage_of_everything_is_survived_by_the_same_process(killed: Kill
     assert process.process is not None
     assert process.process.poll() is None
     print(f"knows a new job {time.monotonic() - began - lasted:.1f} s after its end")
-
-
-async def test_jobs_are_found_when_their_watch_was_given_up(killed: Killed) -> None:
-    process, proxy, world = killed.process, killed.proxy, killed.world
-    process.start()
-    await killed.until_ready()
-    jobs = frozenset({"tltjobs"})
-    with (
-        proxy.failing(Answer(status=404), verbs=frozenset({"list", "watch"}), resources=jobs),
-        proxy.failing(Reset(), verbs=frozenset({"watch"}), resources=jobs),
-    ):
-        await eventually_async(
-            lambda: proxy.count(resource="tltjobs", failed=True), deadline=BACK, reason="a call that fails"
-        )
-    await world.apply_job()
-    pod = await world.add_rollout("rollout-0")
-    await eventually_async(lambda: pod.config, deadline=BACK, reason="the configuration")
-    assert "nobody told of it" in process.log.read_text()

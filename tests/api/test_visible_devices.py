@@ -16,8 +16,9 @@ from devcluster.binaries import command_path
 from devcluster.settings import node_settings
 from tests.api.conftest import ROOT, World
 from tests.api.test_placements import until_trainer
+from tests.support.accounts import connect_as
 from tests.support.eventually import eventually_async
-from tlt_operator.clients.kube import POD, Kubernetes
+from tlt_operator.clients.kube import POD
 from tlt_operator.errors import RefusedError
 
 Body = dict[str, Any]
@@ -55,23 +56,6 @@ def path_of(body: Body, *, one: bool = False) -> str:
     return f"{root}/{body['apiVersion']}{middle}/{PLURALS[body['kind']]}{end}"
 
 
-async def connect_as(account: str, *, world: World, kubeconfig: Path, folder: Path) -> Kubernetes:
-    """The API server as a service account sees its callers."""
-    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    path = f"/api/v1/namespaces/{world.namespace}/serviceaccounts/{account}/token"
-    answer = await world.kube._json("POST", path, body=request)
-    file = with_token(kubeconfig, answer["status"]["token"], file=folder / "account.kubeconfig")
-    return await Kubernetes.connect(kubeconfig=str(file))
-
-
-def with_token(kubeconfig: Path, token: str, *, file: Path) -> Path:
-    config = yaml.safe_load(kubeconfig.read_text())
-    for user in config["users"]:
-        user["user"] = {"token": token}
-    file.write_text(yaml.safe_dump(config))
-    return file
-
-
 @pytest_asyncio.fixture
 async def guarded(world: World, kubeconfig: Path, tmp_path: Path) -> AsyncIterator[World]:
     """An operator under its own service account, on a cluster with the chart's policy and a node with a GPU."""
@@ -81,7 +65,7 @@ async def guarded(world: World, kubeconfig: Path, tmp_path: Path) -> AsyncIterat
         await world.kube._json("POST", path_of(body), body=body)
     await world.kube._json("POST", "/api/v1/nodes", body={"metadata": {"name": NODE}})
     account = next(body["metadata"]["name"] for body in objects if body["kind"] == "ServiceAccount")
-    kube = await connect_as(account, world=world, kubeconfig=kubeconfig, folder=tmp_path)
+    kube = await connect_as(world.kube, account, namespace=world.namespace, kubeconfig=kubeconfig, folder=tmp_path)
     settings = dataclasses.replace(world.context.settings, visible_devices=True)
     world.context = dataclasses.replace(world.context, kube=kube, settings=settings)
     await until_guarded(world)

@@ -123,12 +123,12 @@ RIGHTS = {
     "tlt.dev/drafterrevisions/status": {"patch"},
     "pods": {"list", "watch", "create", "delete"},
     "resource.k8s.io/resourceclaims": {"list", "watch"},
-    "secrets": {"get", "create"},
+    "secrets": {"get", "create", "update"},
     "services": {"get", "create", "patch", "delete"},
     "apps/deployments": {"get", "create", "patch", "delete"},
     "apps/statefulsets": {"get", "list", "watch", "create", "patch"},
     "policy/poddisruptionbudgets": {"get", "create", "patch"},
-    "resource.k8s.io/resourceclaimtemplates": {"get", "list", "create", "patch", "delete"},
+    "resource.k8s.io/resourceclaimtemplates": {"list", "create", "patch", "delete"},
     "events.k8s.io/events": {"list", "create", "patch"},
 }
 
@@ -160,6 +160,21 @@ def test_people_get_rights_on_jobs_with_the_built_in_roles(rendered: list[Object
     assert set().union(*granted(viewer).values()) == READ
     assert editor["metadata"]["labels"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
     assert not any(resource.endswith("/status") for resource in granted(editor)), "status is the operator's word"
+
+
+def test_visible_devices_come_with_the_policy_that_guards_them_or_not_at_all(
+    rendered: list[Object], chart: Chart
+) -> None:
+    guards = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    assert environment(rendered)["TLT_VISIBLE_DEVICES"] == "false"
+    assert not guards & {item["kind"] for item in rendered}
+    objects = chart.render({"visibleDevices": {"enabled": True}, "serviceAccount": {"create": False, "name": "mine"}})
+    assert environment(objects)["TLT_VISIBLE_DEVICES"] == "true"
+    policy, binding = (only(objects, kind) for kind in sorted(guards))
+    assert policy["spec"]["failurePolicy"] == "Fail"
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+    variables = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}
+    assert "'system:serviceaccount:tlt-system:mine'" in variables["operator"]
 
 
 def test_nothing_optional_is_installed_unasked(rendered: list[Object], chart: Chart) -> None:
@@ -209,6 +224,7 @@ def test_two_releases_share_no_name(chart: Chart) -> None:
         ({"trainerPriorityClass": {"value": 2000000000}}, "value"),
         ({"serviceMonitor": {"interval": "often"}}, "interval"),
         ({"serviceAccount": {"create": False}}, "serviceAccount.name"),
+        ({"visibleDevices": {"enabled": "yes"}}, "enabled"),
     ],
 )
 def test_wrong_values_are_refused_by_name(chart: Chart, values: dict[str, Any], named: str) -> None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.snapshots import make_job, make_pod, make_rollout, make_snapshot, make_state, make_trainer
+from tlt_operator.api.claim import Claim, Consumer
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import JOB_LABEL, ROLLOUT_UID_LABEL
+from tlt_operator.api.names import JOB_LABEL, ROLLOUT_UID_LABEL, trainer_name
 from tlt_operator.api.pod import DeviceClaim, Pod
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import CreateTrainer, DeleteTrainer, GrantLease, RevokeLease
 from tlt_operator.plan.decision import Decision, Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
@@ -88,6 +90,7 @@ class World:
         self.job: Job = make_job(**spec)
         self.devices = {name: self._device(name, name) for name in names}
         self.trainers: list[Trainer] = []
+        self.reserved: dict[str, list[Consumer]] = {}  # by claim; trainers only
         self.memory = Memory()
         self.mail: list[GrantLease | RevokeLease] = []
         self.restarted = False
@@ -166,6 +169,12 @@ class World:
         """The kubelet kills what was deleted, and the API server forgets it."""
         self.trainers = [trainer for trainer in self.trainers if not trainer.deleting]
 
+    def forget_reservations(self) -> None:
+        """The controller of claims sees that pods have gone, and the kubelet has taken their devices back."""
+        there = {trainer.pod.uid for trainer in self.trainers}
+        for claim, consumers in self.reserved.items():
+            self.reserved[claim] = [consumer for consumer in consumers if consumer.uid in there]
+
     # -- the operator ----------------------------------------------------------------------------------------------
 
     def hear(self, name: str) -> None:
@@ -186,7 +195,12 @@ class World:
         """One pass; its grants and revocations wait in `mail` until `deliver`."""
         views: list[RolloutView | TrainerView] = [*map(self._rollout_view, self.devices.values())]
         views += map(self._trainer_view, self.trainers)
-        decision = decide(make_snapshot(*views, job=self.job, now=self.now), self.memory, terms=TERMS)
+        claims = {
+            claim: Claim(name=claim, uid=claim, consumers=tuple(consumers))
+            for claim, consumers in self.reserved.items()
+        }
+        snapshot = make_snapshot(*views, job=self.job, now=self.now, site=Site(claims=claims))
+        decision = decide(snapshot, self.memory, terms=TERMS)
         self.memory = decision.memory
         by_uid = {device.uid: device for device in self.devices.values()}
         for action in decision.actions:
@@ -230,12 +244,15 @@ class World:
             self.operate()
             self.deliver()
             self.finish_deletions()
+            self.forget_reservations()
             self.tick(1.0)
 
     def _create_trainer(self, device: Device) -> None:
         labels = {JOB_LABEL: "demo", ROLLOUT_UID_LABEL: device.uid}
-        name = f"trainer-of-{device.name}"
+        name = trainer_name("demo", rollout_uid=device.uid)
         pod = make_pod(name, uid=f"{name}-{next(_numbers)}", claims=device.pod.claims, labels=labels)
+        for claim in pod.claim_names:
+            self.reserved.setdefault(claim, []).append(Consumer(name=pod.name, uid=pod.uid))
         self.trainers.append(Trainer(device=device.name, pod=pod))
 
     def _rollout_view(self, device: Device) -> RolloutView:

@@ -25,8 +25,13 @@ class SharedClaim:
     requests: tuple[str, ...] = ()
 
     def obstacle(self, pod: Pod, site: Site) -> Obstacle | None:
-        """See `Strategy`."""
-        return _without_claims(site) or _without_claim(pod) or self._missing_request(pod, site) or self._gone(pod, site)
+        """See `Strategy`.  It is asked for every pod in every pass, and mostly there is nothing in the way."""
+        if not site.claims_served or site.claims_hidden is not None:
+            return _without_claims(site)
+        if not pod.claims:
+            return _without_claim(pod)
+        missing = self._missing_request(pod, site) if self.requests else None
+        return missing or self._gone(pod, site)
 
     def ready(self, pod: Pod, site: Site) -> bool:
         """See `Strategy`: the claim of a template is made after the pod."""
@@ -56,7 +61,7 @@ class SharedClaim:
         return tuple(item for item in chosen if item.requests)
 
     def _missing_request(self, pod: Pod, site: Site) -> Obstacle | None:
-        if not self.requests or any(item.claim is None for item in pod.claims):
+        if any(item.claim is None for item in pod.claims):
             return None  # what a claim that is still to be made will have, nobody knows
         used = tuple(dict.fromkeys(name for item in pod.claims for name in _used(item, site)))
         missing = [name for name in self.requests if name not in used]
@@ -81,25 +86,21 @@ class SharedClaim:
         return None
 
 
-def _without_claims(site: Site) -> Obstacle | None:
+def _without_claims(site: Site) -> Obstacle:
     if not site.claims_served:
         return Obstacle(
             reason=Reason.NO_DRA,
             message="The cluster has no resource.k8s.io/v1 API, so devices cannot be shared by claim; use Kubernetes "
             "1.34 or later with a DRA driver, or with a device plugin spec.placement.strategy VisibleDevices",
         )
-    if site.claims_hidden is not None:
-        return Obstacle(
-            reason=Reason.CLAIMS_HIDDEN,
-            message="The operator may not see ResourceClaims; grant its service account list and watch on "
-            f"resourceclaims of resource.k8s.io, as the chart does: {site.claims_hidden}",
-        )
-    return None
+    return Obstacle(
+        reason=Reason.CLAIMS_HIDDEN,
+        message="The operator may not see ResourceClaims; grant its service account list and watch on "
+        f"resourceclaims of resource.k8s.io, as the chart does: {site.claims_hidden}",
+    )
 
 
-def _without_claim(pod: Pod) -> Obstacle | None:
-    if pod.claims:
-        return None
+def _without_claim(pod: Pod) -> Obstacle:
     if pod.extended_claim is not None:
         return Obstacle(
             reason=Reason.EXTENDED_RESOURCE,

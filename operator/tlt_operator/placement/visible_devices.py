@@ -17,7 +17,7 @@ from tlt_operator.api.reasons import Obstacle
 from tlt_operator.placement.strategy import Share, Site
 
 # Never "all": a trainer must not see more than the rollout pod was given.
-_DEVICE = re.compile(r"^(GPU-[0-9A-Fa-f-]{8,64}|MIG-[0-9A-Za-z/-]{8,128}|[0-9]{1,3})$")
+_DEVICE = re.compile(r"GPU-[0-9A-Fa-f-]{8,64}|MIG-[0-9A-Za-z/-]{8,128}|[0-9]{1,3}")
 _CAPABILITIES = "compute,utility"
 
 
@@ -73,7 +73,7 @@ def _unknown(pod: Pod) -> Obstacle | None:
             f"plugin's DEVICE_LIST_STRATEGY to envvar, or annotate the pod with {DEVICES_ANNOTATION}: GPU-<uuid>,..."
         )
         return Obstacle(reason=Reason.NO_DEVICES, message=message)
-    wrong = [device for device in pod.visible_devices if _DEVICE.match(device) is None]
+    wrong = [device for device in pod.visible_devices if _DEVICE.fullmatch(device) is None]
     if not wrong:
         return None
     message = (

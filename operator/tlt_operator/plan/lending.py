@@ -69,7 +69,9 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     idle = [
         view
         for view in snapshot.rollouts
-        if known.workers[view.pod.uid] is WorkerState.IDLE and view.pod.uid not in known.leaving
+        if known.workers[view.pod.uid] is WorkerState.IDLE
+        and view.pod.uid not in known.leaving
+        and view.pod.uid not in snapshot.obstacles
     ]
     general = _general_refusal(snapshot, known, idle)
     if general is not None:
@@ -158,9 +160,6 @@ def _general_refusal(snapshot: Snapshot, known: Knowledge, idle: list[RolloutVie
 def _refusal(snapshot: Snapshot, known: Knowledge, view: RolloutView, trainer: TrainerView | None) -> Refusal | None:
     """Why this idle pod is not lent, whatever the budget; the first reason counts."""
     spec, name, uid = snapshot.job.spec, view.pod.name, view.pod.uid
-    obstacle = snapshot.obstacles.get(uid)
-    if obstacle is not None:
-        return obstacle.reason, obstacle.message
     if not in_scope(spec.idle.scope, known.generation, uid=uid, worker=known.workers[uid]):
         return Reason.OUT_OF_SCOPE, (
             f"{name} is idle, but no other pod generates, and spec.idle.scope is Tail (AnyIdle would lend it)"

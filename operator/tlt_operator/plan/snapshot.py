@@ -122,11 +122,12 @@ class Snapshot:
     @cached_property
     def obstacles(self) -> Mapping[str, Obstacle]:
         """Why no trainer can share the devices of a rollout pod, by its uid; pods that go away are left out."""
-        placement = choose(self.job.spec.placement)
-        found = {
-            view.pod.uid: placement.obstacle(view.pod, self.site) for view in self.rollouts if not view.pod.deleting
+        obstacle, site = choose(self.job.spec.placement).obstacle, self.site
+        return {
+            view.pod.uid: found
+            for view in self.rollouts
+            if not view.pod.deleting and (found := obstacle(view.pod, site)) is not None
         }
-        return {uid: obstacle for uid, obstacle in found.items() if obstacle is not None}
 
     def age(self, view: RolloutView) -> float:
         """Seconds since the pod's last answer; infinite when there was none."""

@@ -23,7 +23,6 @@ from tlt_operator.reconcile.job import JobLoop
 
 STALE_AFTER = 30.0  # seconds without a look at a job after which the operator counts as hung
 FIRST_RETRY = 1.0
-RECHECK_INTERVAL = 15.0
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +90,10 @@ class Jobs:
     async def recheck(self) -> None:
         """Finds jobs that came, changed or went without anybody telling; runs until cancelled.
 
-        Kopf's watch does not survive every answer of an API server
-        (https://github.com/nolar/kopf/blob/main/kopf/_cogs/clients/watching.py: only 429 is retried for ever), and a
-        deletion between two watches is told by none.
+        A deletion between two watches is told by neither, and a watch may be behind without knowing it.
         """
         while True:
-            await asyncio.sleep(RECHECK_INTERVAL)
+            await asyncio.sleep(self._context.settings.recheck_interval)
             known = set(self._entries)  # before the list: a job that comes meanwhile is not on it
             try:
                 found = await self._list()

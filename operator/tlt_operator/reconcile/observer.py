@@ -17,7 +17,7 @@ from tlt_operator.clients.kube import POD, RESOURCE_CLAIM, REVISION
 from tlt_operator.clients.pods import PodClient
 from tlt_operator.clients.rollout import RolloutClient
 from tlt_operator.clients.trainer import poll_trainer
-from tlt_operator.errors import NotFoundError, UnauthorizedError
+from tlt_operator.errors import NotFoundError, OperatorError, UnauthorizedError
 from tlt_operator.manifests.common import digest
 from tlt_operator.manifests.trainer_pod import trainer_pod
 from tlt_operator.placement.choice import choose
@@ -106,6 +106,8 @@ class Observer:
         self._revisions: Objects[Revision] = Objects(
             context.kube, REVISION, namespace=job.namespace, labels=own, parse=parse_revision, wake=wake
         )
+        self._site = Site()
+        self._site_version: tuple[int, OperatorError | None] | None = None
         # A claim that was made from a template has no label by which to choose it.
         self._claims: Objects[Claim] = Objects(
             context.kube, RESOURCE_CLAIM, namespace=job.namespace, labels="", parse=parse_claim, wake=wake
@@ -162,7 +164,7 @@ class Observer:
     ) -> Snapshot:
         """Everything as of now."""
         now = self._context.clock.steady()
-        pods, site, settings = self._known_pods(), self._site(), self._context.settings
+        pods, site, settings = self._known_pods(), self._known_site(), self._context.settings
         shown = job.spec.placement.strategy is Placement.VISIBLE_DEVICES
         views = tuple(self._rollout_view(pod, deeds=deeds, memories=memories, shown=shown) for pod in pods.rollouts)
         by_uid = {view.pod.uid: view.pod for view in views} if shown else pods.by_uid
@@ -190,8 +192,14 @@ class Observer:
         await self._trainer_answers.close()
         await self._gateway_answers.close()
 
-    def _site(self) -> Site:
-        trouble = self._claims.trouble if self._without_claims else None
+    def _known_site(self) -> Site:
+        """Made anew only when a claim has changed."""
+        version, trouble = self._claims.version, self._claims.trouble if self._without_claims else None
+        if self._site_version != (version, trouble):
+            self._site, self._site_version = self._make_site(trouble), (version, trouble)
+        return self._site
+
+    def _make_site(self, trouble: OperatorError | None) -> Site:
         return Site(
             claims={claim.name: claim for claim in self._claims.all()},
             claims_served=not isinstance(trouble, NotFoundError),

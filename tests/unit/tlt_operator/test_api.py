@@ -100,6 +100,16 @@ POOL = {"replicas": 1, "template": {"image": "vllm"}, "claim": {"deviceClassName
         ({"capture": {"maxBytes": "lots"}}, "spec.capture.maxBytes"),
         ({"port": "http"}, "spec.port"),
         ({"target": {}}, "spec.target.model"),
+        ({"placement": {"strategy": "VisibleDevices", "requests": ["gpu-0"]}}, "spec.placement.requests"),
+        ({"placement": {"runtimeClassName": "nvidia"}}, "spec.placement.runtimeClassName"),
+        (
+            {"training": {"template": {"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}}},
+            "spec.training.template.env",
+        ),
+        (
+            {"training": {"template": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}},
+            "spec.training.template.resources",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_field(changes: dict[str, Any], field: str) -> None:

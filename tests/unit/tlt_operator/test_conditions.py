@@ -43,6 +43,23 @@ NO_MODEL = Obstacle(reason=Reason.TRAINER_FAILED, message="no model")
 NO_CLAIM = make_rollout("a", make_state(), pod=make_pod("a", claims=()))
 
 
+def test_pods_that_cannot_be_lent_hold_up_nobody_else() -> None:
+    mixed = make_snapshot(NO_CLAIM, idle("b"), busy("c"))
+    assert condition(mixed, ConditionType.HARVESTING).reason is Reason.WAITING_FOR_DATA
+    assert condition(mixed, ConditionType.DEGRADED).reason is Reason.NO_CLAIM
+    both = make_snapshot(NO_CLAIM, make_rollout("b", make_state(), pod=make_pod("b", claims=())))
+    found = condition(both, ConditionType.HARVESTING)
+    assert found.reason is Reason.NO_CLAIM
+    assert "(2 of 2 pods cannot be lent)" in found.message
+
+
+def test_trainer_that_finds_no_room_is_not_said_to_have_failed() -> None:
+    full = Obstacle(reason=Reason.QUOTA_EXCEEDED, message="exceeded quota: team")
+    found = condition(make_snapshot(busy("a"), trainer_failures={"a-uid": full}), ConditionType.DEGRADED)
+    assert found.reason is Reason.QUOTA_EXCEEDED
+    assert found.message.startswith("There is no trainer on the device of a")
+
+
 def silent(fault: Fault | None = None, **fields: Any) -> Any:
     return make_rollout("a", fault=fault, silent_for=40.0, **fields)
 

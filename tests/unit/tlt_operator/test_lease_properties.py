@@ -212,9 +212,14 @@ class Leases(RuleBasedStateMachine):
     def deletions_finish(self) -> None:
         self.world.finish_deletions()
 
+    @rule()
+    def claims_are_free_again(self) -> None:
+        self.world.forget_reservations()
+
     @rule(deliver=st.booleans())
     def operator_decides(self, deliver: bool) -> None:
         existing = [(trainer.device, trainer.pod.uid) for trainer in self.world.trainers]
+        reserved = {claim for claim, consumers in self.world.reserved.items() if consumers}
         decision = self.world.operate()
         devices = {device.uid: device for device in self.world.devices.values()}
         for action in decision.actions:
@@ -223,6 +228,7 @@ class Leases(RuleBasedStateMachine):
             if isinstance(action, CreateTrainer):
                 name = devices[action.rollout_uid].name
                 assert all(device != name for device, _ in existing), "the claim has a trainer"
+                assert not devices[action.rollout_uid].pod.claim_names & reserved, "the claim remembers a trainer"
         for move in decision.worker_transitions:
             device = devices.get(move.uid)
             assert move.expected or device is None or device.late_grant, (move.from_state, move.to_state)

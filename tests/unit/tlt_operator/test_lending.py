@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from tests.support.snapshots import (
@@ -18,8 +20,10 @@ from tests.support.snapshots import (
     make_trainer,
     make_trainer_pod,
 )
+from tlt_operator.api.claim import Claim
 from tlt_operator.api.names import Reason
 from tlt_operator.api.pod import DeviceClaim
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.acceptance import AcceptanceMemory
 from tlt_operator.plan.actions import GrantLease, RevokeLease
 from tlt_operator.plan.generation import observe_generation
@@ -309,3 +313,10 @@ def test_lease_is_asked_back_when_the_job_lends_no_more(job: object) -> None:
 def test_lease_that_is_being_handed_back_is_not_asked_for_again() -> None:
     revoking = make_rollout("b", make_state(lease=make_lease("t", phase=LeasePhase.REVOKING)))
     assert revokes(make_snapshot(idle("a"), revoking, job=make_job(suspend=True))) == ()
+
+
+def test_warm_trainer_gets_no_lease_on_a_claim_that_is_being_deleted() -> None:
+    snapshot = make_snapshot(busy("a"), idle("b"), make_trainer("b"))
+    assert decide(snapshot).grants
+    site = Site(claims={"b-gpu": Claim(name="b-gpu", uid="claim-uid", deleting=True)})
+    assert not decide(dataclasses.replace(snapshot, site=site)).grants

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,10 @@ from tests.support.snapshots import (
     make_trainer,
     make_trainer_pod,
 )
+from tlt_operator.api.claim import Claim, Consumer
+from tlt_operator.api.names import Reason, trainer_name
 from tlt_operator.api.pod import DeviceClaim
+from tlt_operator.placement.strategy import Site
 from tlt_operator.plan.actions import Action, CreateTrainer, DeleteTrainer
 from tlt_operator.plan.generation import observe_generation
 from tlt_operator.plan.recalls import decide_recalls
@@ -155,6 +159,43 @@ def test_pods_that_share_a_claim_get_one_trainer() -> None:
     claim = (DeviceClaim(name="gpu", claim="one-gpu", requests=()),)
     pods = [make_rollout(name, make_state(), pod=make_pod(name, claims=claim)) for name in ("a", "b")]
     assert created(decide(make_snapshot(*pods))) == ["a-uid"]
+
+
+def test_next_trainer_on_a_claim_waits_until_the_claim_has_forgotten_the_last_one() -> None:
+    """The API server knows nothing of the last one any more; the kubelet may still take its devices from it."""
+    gone = Consumer(name=trainer_name("demo", rollout_uid="earlier"), uid="gone")
+    others = (Consumer(name="a", uid="a-uid"), Consumer(name="debugger", uid="somebody-else"))
+    claim = Claim(name="a-gpu", uid="claim-uid", consumers=(*others, gone))
+    held = make_snapshot(idle("a"), idle("b"), site=Site(claims={"a-gpu": claim}))
+    assert created(decide(held)) == ["b-uid"]
+    free = Site(claims={"a-gpu": dataclasses.replace(claim, consumers=others)})
+    assert created(decide(dataclasses.replace(held, site=free))) == ["a-uid", "b-uid"]
+
+
+def test_trainer_leaves_a_claim_that_is_being_deleted_once_it_holds_no_lease() -> None:
+    site = Site(claims={"a-gpu": Claim(name="a-gpu", uid="claim-uid", deleting=True)})
+    assert set(deleted(decide(make_snapshot(idle("a"), make_trainer("a"), site=site)))) == {"trainer-of-a-uid"}
+    assert deleted(decide(make_snapshot(lent("a"), make_trainer("a"), site=site))) == {}
+    assert created(decide(make_snapshot(idle("a"), idle("b"), site=site))) == ["b-uid"]
+
+
+def test_trainer_in_a_queue_is_given_up_with_the_reason() -> None:
+    queued = make_trainer("a", pod=make_trainer_pod("a", queued=True))
+    (action,) = decide(make_snapshot(idle("a"), queued))
+    assert isinstance(action, DeleteTrainer)
+    assert action.reason is Reason.QUEUED
+    assert "managedJobsNamespaceSelector" in (action.failure or "")
+
+
+def test_pods_that_name_one_device_get_one_trainer_at_a_time() -> None:
+    site, job = Site(visible_devices=True), make_job(placement={"strategy": "VisibleDevices"})
+    device: dict[str, Any] = {"claims": (), "node": "node", "visible_devices": ("0",), "plugin_devices": 1}
+    pods = [make_rollout(name, make_state(), pod=make_pod(name, **device)) for name in ("a", "b")]
+    assert created(decide(make_snapshot(*pods, job=job, site=site))) == ["a-uid"]
+    last = make_trainer("earlier", pod=make_pod("trainer", labels=make_trainer_pod("earlier").labels, **device))
+    assert created(decide(make_snapshot(*pods, last, job=job, site=site))) == []
+    elsewhere = make_rollout("c", make_state(), pod=make_pod("c", **{**device, "node": "other"}))
+    assert created(decide(make_snapshot(pods[0], elsewhere, job=job, site=site))) == ["a-uid", "c-uid"]
 
 
 def test_training_that_is_due_is_reason_enough_for_a_trainer() -> None:

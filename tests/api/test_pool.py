@@ -122,14 +122,14 @@ async def status_of_pool(world: World, **fields: int) -> None:
     await eventually_async(probe, deadline=60, reason=f"status.pool {fields}")
 
 
-async def until_rolling(world: World, words: str) -> None:
+async def until_told(world: World, reason: str, words: str) -> None:
     async def probe() -> bool:
         found = await world.condition("RolloutReady")
-        assert found.get("reason") == "PoolRolling", found
+        assert found.get("reason") == reason, found
         assert words in found["message"], found
         return True
 
-    await eventually_async(probe, deadline=60, reason=f"PoolRolling: {words}")
+    await eventually_async(probe, deadline=60, reason=f"{reason}: {words}")
 
 
 async def test_a_pool_is_made_and_an_idle_pod_of_it_is_lent(world: World, node: Node) -> None:
@@ -173,8 +173,7 @@ async def test_fewer_replicas_wait_for_the_pods_at_the_end(world: World, node: N
         body=scale,
         content_type="application/merge-patch+json",
     )
-    found = await world.until_condition("RolloutReady", "True", "PoolScaling")
-    assert "demo-rollout-2 is Busy" in found["message"]
+    await until_told(world, "PoolScaling", "demo-rollout-2 is Busy")
     assert node.deaths == [], "pod 1 is idle, and the StatefulSet can only shrink from its end"
     node.servers["demo-rollout-2"].finish()
     await node.until_up("demo-rollout-0")
@@ -202,7 +201,7 @@ async def test_a_new_template_comes_in_one_by_one_and_never_costs_a_request(worl
     await eventually_async(lambda: len(node.deaths) == 1, deadline=60, reason="the first replacement")
     first = node.deaths[0][0]
     await eventually_async(lambda: node.images[first] == "vllm:2", deadline=60, reason="its successor")
-    await until_rolling(world, f"pod {first} is not ready yet")
+    await until_told(world, "PoolRolling", f"pod {first} is not ready yet")
     await asyncio.sleep(3 * world.context.settings.tick)  # several looks, each of which could take the next pod
     assert len(node.deaths) == 1, "the next one waits until this one is ready"
     node.ready = True
@@ -225,7 +224,7 @@ async def test_a_template_that_does_not_come_up_stops_at_one_pod_and_the_next_on
     await world.apply_job(rollout=pool(2, image="vllm:broken", count=2))
     await eventually_async(lambda: len(node.deaths) == 1, deadline=60, reason="the one replacement")
     broken = node.deaths[0][0]
-    await until_rolling(world, f"pod {broken} is not ready yet")
+    await until_told(world, "PoolRolling", f"pod {broken} is not ready yet")
     node.ready = True
     await world.apply_job(rollout=pool(2, image="vllm:3"))
     await node.until_images(_0="vllm:3", _1="vllm:3")

@@ -17,12 +17,23 @@ import pytest_asyncio
 import yaml
 
 from tests.api.conftest import ROOT, World, devcluster, job_body
+from tests.api.test_pool import LABELS, QUOTA, Node, pool
 from tests.api.test_process import Process, operator_process
 from tests.support.eventually import eventually_async
 from tests.support.fake_rollout import manifest
 from tests.support.recording_proxy import RecordingProxy, Right, recording_proxy
 from tlt_operator.api.names import token_secret_name
-from tlt_operator.clients.kube import DEPLOYMENT, JOB, POD, SECRET, Kubernetes
+from tlt_operator.clients.kube import (
+    CLAIM_TEMPLATE,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    JOB,
+    POD,
+    SECRET,
+    STATEFUL_SET,
+    Kubernetes,
+)
+from tlt_operator.reconcile.answers import cancel
 
 RELEASE = "rights"
 QUICK = {"TLT_RECHECK_INTERVAL": "1", "TLT_TOKEN_OVERLAP": "1"}
@@ -154,6 +165,62 @@ async def until_ready(process: Process) -> None:
     )
 
 
+async def live_in_a_pool(world: World, node: Node) -> None:
+    """What an operator does for pods of its own, while others take them room and change its objects."""
+    kube, place = world.kube, world.namespace
+    name = "swarm-rollout"
+    quota = {"metadata": {"name": "full"}, "spec": {"hard": {"pods": "0"}}}
+    await kube._json("POST", QUOTA.path(place), body={"apiVersion": "v1", "kind": "ResourceQuota", **quota})
+
+    async def is_full() -> bool:
+        found = await kube.get(QUOTA, namespace=place, name="full")
+        return "used" in (found.get("status") or {})
+
+    await eventually_async(is_full, deadline=60, reason="the quota in force")
+    await world.apply_job("swarm", rollout=pool(1), suspend=True)
+    await world.until_condition("Degraded", "True", "QuotaExceeded", "swarm")
+    await kube._json("DELETE", QUOTA.path(place, "full"))
+    await node.until_up(f"{name}-0")
+
+    async def kept(replicas: int) -> bool:
+        found = await kube.get(STATEFUL_SET, namespace=place, name=name)
+        return bool(found["spec"]["replicas"] == replicas)
+
+    foreign = [("fieldManager", "somebody")]
+    await kube._json(
+        "PATCH",
+        STATEFUL_SET.path(place, name),
+        body={"spec": {"replicas": 2}},
+        query=foreign,
+        content_type="application/merge-patch+json",
+    )
+    await eventually_async(lambda: kept(1), deadline=60, reason="the number of pods that the job wants")
+    await kube._json(
+        "PATCH",
+        DISRUPTION_BUDGET.path(place, name),
+        body={"spec": {"maxUnavailable": 8}},
+        query=foreign,
+        content_type="application/merge-patch+json",
+    )
+    (before,) = await kube.list_all(CLAIM_TEMPLATE, namespace=place)
+    await world.apply_job("swarm", rollout=pool(1, count=2), suspend=True)
+
+    async def has_other_devices() -> bool:
+        templates = await kube.list_all(CLAIM_TEMPLATE, namespace=place)
+        assert [item["metadata"]["name"] for item in templates] != [before["metadata"]["name"]]
+        (pod,) = await kube.list_all(POD, namespace=place, labels=LABELS)
+        (claim,) = pod["spec"]["resourceClaims"]
+        return [claim["resourceClaimTemplateName"]] == [item["metadata"]["name"] for item in templates]
+
+    await eventually_async(has_other_devices, deadline=60, reason="a pod with other devices")
+
+    async def is_careful() -> bool:
+        budget = await kube.get(DISRUPTION_BUDGET, namespace=place, name=name)
+        return bool(budget["spec"]["maxUnavailable"] == 1)
+
+    await eventually_async(is_careful, deadline=60, reason="the disruption budget as it should be")
+
+
 async def live_a_whole_life(world: World, installation: Installation) -> None:
     """Everything that an operator ever does, a take-over after a crash included."""
     process = installation.process
@@ -179,6 +246,14 @@ async def live_a_whole_life(world: World, installation: Installation) -> None:
         return not kept and not await world.trainer_pods()
 
     await eventually_async(gone, deadline=60, reason="the end of trainers and gateway")
+    node = Node(world)
+    kubelet = asyncio.create_task(node.run())
+    try:
+        await live_in_a_pool(world, node)
+    finally:
+        await cancel(kubelet)
+        for server in node.servers.values():
+            await server.stop()
     asked = len(installation.proxy.asked)
     await eventually_async(
         lambda: Right("tlt.dev/tltjobs", "get") in {item.right for item in installation.proxy.asked[asked:]},

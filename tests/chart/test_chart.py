@@ -128,7 +128,7 @@ RIGHTS = {
     "apps/deployments": {"get", "create", "patch", "delete"},
     "apps/statefulsets": {"get", "list", "watch", "create", "patch"},
     "policy/poddisruptionbudgets": {"get", "create", "patch"},
-    "resource.k8s.io/resourceclaimtemplates": {"get", "list", "create", "patch", "delete"},
+    "resource.k8s.io/resourceclaimtemplates": {"list", "create", "patch", "delete"},
     "events.k8s.io/events": {"list", "create", "patch"},
 }
 

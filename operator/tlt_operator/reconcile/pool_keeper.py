@@ -74,7 +74,7 @@ class PoolKeeper:
         kube, pool = self._context.kube, job.spec.rollout.pool
         if pool is None:
             raise InvalidSpecError("spec.rollout.pool", "it is not set")
-        await apply_own(kube, job, claim_template(job, pool))
+        await kube.apply(claim_template(job, pool))
         applied, conflict = await apply_own(
             kube, job, pool_set(job, pool, replicas=replicas, settings=self._context.settings)
         )

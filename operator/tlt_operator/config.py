@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,28 @@ class LogFormat(enum.StrEnum):
 
     JSON = "json"
     TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Sides of a NetworkPolicy's rules, each a NetworkPolicyPeer as in the Kubernetes API."""
+
+    items: tuple[Mapping[str, typing.Any], ...] = ()
+
+    @classmethod
+    def parse(cls, variable: str, text: str) -> Peers:
+        """Reads a JSON list of objects.
+
+        Raises:
+            InvalidSettingsError: it is not one.
+        """
+        try:
+            items = json.loads(text)
+        except ValueError as error:
+            raise InvalidSettingsError(f"{variable}: not JSON: {error}") from None
+        if not isinstance(items, list) or not all(isinstance(item, dict) and item for item in items):
+            raise InvalidSettingsError(f"{variable}: expected a JSON list of NetworkPolicy peers, got {text!r}")
+        return cls(tuple(items))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +71,10 @@ class Settings:
     leader_identity: str = ""  # as which this process holds it; empty = one that no other process ever has
     max_leases: int = 0  # devices lent at one time, of all jobs together; 0 = no limit
     visible_devices: bool = False  # jobs may use this placement: the policy that guards it is installed
+    network_policies: bool = False  # makes NetworkPolicies for trainers and gateways
+    operator_peers: Peers = Peers()  # where operators call from
+    metrics_peers: Peers = Peers()  # who reads the gateways' metrics
+    store_peers: Peers = Peers()  # where object stores are; none = any address, by TLS
     token_overlap: float = 120.0  # each step of a token's rotation waits this long, for kubelets to bring it into pods
     token_lifetime: float = 0.0  # a job's token is replaced when it is this old; 0 = only when asked for
     request_timeout: float = 10.0  # of calls to pods and to the API server, long polls excepted
@@ -72,10 +99,10 @@ class Settings:
 def _parse(variable: str, text: str, kind: typing.Any) -> typing.Any:
     if typing.get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is Peers:
+        return Peers.parse(variable, text)
     if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise InvalidSettingsError(f"{variable}: expected true or false, got {text!r}")
-        return text.lower() == "true"
+        return _parse_bool(variable, text)
     try:
         return kind(text)
     except ValueError:
@@ -84,3 +111,10 @@ def _parse(variable: str, text: str, kind: typing.Any) -> typing.Any:
         else:
             expected = "a number" if kind is float else "a whole number"
         raise InvalidSettingsError(f"{variable}: expected {expected}, got {text!r}") from None
+
+
+def _parse_bool(variable: str, text: str) -> bool:
+    choices = {"true": True, "false": False}
+    if text.lower() not in choices:
+        raise InvalidSettingsError(f"{variable}: expected true or false, got {text!r}")
+    return choices[text.lower()]

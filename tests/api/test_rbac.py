@@ -28,6 +28,7 @@ from tlt_operator.clients.kube import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
     JOB,
+    NETWORK_POLICY,
     POD,
     SECRET,
     STATEFUL_SET,
@@ -85,13 +86,14 @@ def run(kubeconfig: Path, command: str, *arguments: str, text: str | None = None
     return answer.stdout
 
 
-def rendered(kubeconfig: Path, system: str, namespaces: Iterable[str]) -> list[dict[str, Any]]:
+def rendered(kubeconfig: Path, system: str, namespaces: Iterable[str], *, policies: bool) -> list[dict[str, Any]]:
     """The chart for these namespaces; for none of them, for the cluster."""
     only = ("rbac", "serviceaccount", "deployment", "priorityclass")
     text = run(
         kubeconfig,
         *("helm", "template", RELEASE, str(ROOT / "charts" / "tlt-operator"), "--namespace", system),
         *("--kube-version", "1.34", "--set-json", f"operator.watchNamespaces={json.dumps(list(namespaces))}"),
+        *("--set", f"networkPolicy.jobs.enabled={json.dumps(policies)}"),
         *(word for name in only for word in ("--show-only", f"templates/{name}.yaml")),
     )
     return [item for item in yaml.safe_load_all(text) if item]
@@ -107,14 +109,15 @@ def with_account(kubeconfig: Path, path: Path, *, server: str, token: str) -> Pa
     return path
 
 
-@pytest_asyncio.fixture(params=["namespaces", "cluster"])
+@pytest_asyncio.fixture(params=["namespaces", "cluster", "cluster with policies"])
 async def installation(
     request: pytest.FixtureRequest, world: World, kubeconfig: Path, tmp_path: Path
 ) -> AsyncIterator[Installation]:
-    """Once with roles in named namespaces, once with a cluster role."""
+    """With roles in named namespaces, with a cluster role, and with the rights that policies need."""
     await world.stop_operator()
     name = f"{world.namespace}-system"
-    objects = rendered(kubeconfig, name, [world.namespace] if request.param == "namespaces" else [])
+    namespaces = [world.namespace] if request.param == "namespaces" else []
+    objects = rendered(kubeconfig, name, namespaces, policies="policies" in request.param)
     system = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
     rights = [item for item in objects if item["kind"] != "Deployment"]
     run(kubeconfig, "kubectl", "apply", "-f", "-", text=yaml.safe_dump_all([system, *rights]))
@@ -246,6 +249,8 @@ async def live_a_whole_life(world: World, installation: Installation) -> None:
         return not kept and not await world.trainer_pods()
 
     await eventually_async(gone, deadline=60, reason="the end of trainers and gateway")
+    kept = [item["metadata"]["name"] for item in await world.kube.list_all(NETWORK_POLICY, namespace=world.namespace)]
+    assert kept in ([], ["demo-trainers"])
     node = Node(world)
     kubelet = asyncio.create_task(node.run())
     try:

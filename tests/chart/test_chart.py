@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,47 @@ RIGHTS = {
 
 def test_rights_are_these_and_no_others(rendered: list[Object]) -> None:
     assert granted(only(rendered, "ClusterRole", ending="tlt-operator")) == RIGHTS
+
+
+def test_rights_on_policies_come_with_the_policies_only(chart: Chart) -> None:
+    objects = chart.render({"networkPolicy": {"jobs": {"enabled": True}}})
+    wanted = {**RIGHTS, "networking.k8s.io/networkpolicies": {"get", "create", "patch", "delete"}}
+    assert granted(only(objects, "ClusterRole", ending="tlt-operator")) == wanted
+    assert environment(objects)["TLT_NETWORK_POLICIES"] == "true"
+
+
+def test_operator_knows_by_which_labels_policies_find_it(chart: Chart) -> None:
+    store = {"ipBlock": {"cidr": "10.0.0.0/8"}}
+    objects = chart.render({"networkPolicy": {"jobs": {"enabled": True, "storePeers": [store]}}})
+    (peer,) = json.loads(environment(objects)["TLT_OPERATOR_PEERS"])
+    deployment = only(objects, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert peer["podSelector"]["matchLabels"].items() <= labels.items()
+    wanted = {"kubernetes.io/metadata.name": deployment["metadata"]["namespace"]}
+    assert peer["namespaceSelector"]["matchLabels"] == wanted
+    assert json.loads(environment(objects)["TLT_STORE_PEERS"]) == [store]
+
+
+def test_operators_own_policy_limits_what_goes_out_where_the_api_server_is_known(chart: Chart) -> None:
+    policy = only(chart.render({"networkPolicy": {"enabled": True}}), "NetworkPolicy")
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    assert [rule["ports"][0]["port"] for rule in policy["spec"]["ingress"]] == ["probes", "metrics"]
+    server = {"ipBlock": {"cidr": "10.0.0.1/32"}}
+    values = {"networkPolicy": {"enabled": True, "apiServer": [server], "rolloutPorts": [8000, 9000]}}
+    spec = only(chart.render({**values, "operator": {"watchNamespaces": ["rl"]}}), "NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    api, names, pods = spec["egress"]
+    assert api == {"to": [server]}
+    assert {rule["port"] for rule in names["ports"]} == {53}
+    assert [rule["port"] for rule in pods["ports"]] == [8000, 8001, 9000]
+    (expression,) = pods["to"][0]["namespaceSelector"]["matchExpressions"]
+    assert expression["values"] == ["rl"]
+
+
+def test_peers_that_are_none_are_refused(chart: Chart) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        chart.render({"networkPolicy": {"jobs": {"enabled": True, "storePeers": ["10.0.0.0/8"]}}})
+    assert "storePeers" in refusal.value.message
 
 
 def test_named_namespaces_are_the_only_ones_where_it_may_do_anything(chart: Chart) -> None:

@@ -75,3 +75,11 @@ release {{ $release }} in namespace {{ $namespace }}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Where operators of this release call from, as NetworkPolicy peers in JSON. */}}
+{{- define "tlt-operator.peers" -}}
+{{- $labels := include "tlt-operator.selectorLabels" . | fromYaml -}}
+{{- $namespace := dict "kubernetes.io/metadata.name" .Release.Namespace -}}
+{{- $peer := dict "namespaceSelector" (dict "matchLabels" $namespace) "podSelector" (dict "matchLabels" $labels) -}}
+{{- list $peer | toJson -}}
+{{- end -}}

@@ -165,6 +165,16 @@ def pool_name(job: str) -> str:
     return f"{job}-rollout"
 
 
+def trainer_policy_name(job: str) -> str:
+    """NetworkPolicy of the trainers."""
+    return f"{job}-trainers"
+
+
+def gateway_policy_name(job: str) -> str:
+    """NetworkPolicy of the gateway."""
+    return f"{job}-gateway"
+
+
 def token_secret_name(job: str) -> str:
     """Secret with the token of the job's control routes."""
     return f"{job}-tlt-control"

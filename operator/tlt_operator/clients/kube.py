@@ -70,6 +70,7 @@ STATEFUL_SET = Kind(api_version="apps/v1", kind="StatefulSet", plural="statefuls
 DISRUPTION_BUDGET = Kind(api_version="policy/v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets")
 CLAIM_TEMPLATE = Kind(api_version="resource.k8s.io/v1", kind="ResourceClaimTemplate", plural="resourceclaimtemplates")
 RESOURCE_CLAIM = Kind(api_version="resource.k8s.io/v1", kind="ResourceClaim", plural="resourceclaims")
+NETWORK_POLICY = Kind(api_version="networking.k8s.io/v1", kind="NetworkPolicy", plural="networkpolicies")
 LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 JOB = Kind(api_version=API_VERSION, kind=JOB_KIND, plural=JOB_PLURAL)
 REVISION = Kind(api_version=API_VERSION, kind=REVISION_KIND, plural=REVISION_PLURAL)
@@ -78,7 +79,7 @@ _BY_KIND = {
     item.kind: item
     for item in (
         *(POD, SECRET, SERVICE, EVENT, DEPLOYMENT, STATEFUL_SET, DISRUPTION_BUDGET, CLAIM_TEMPLATE),
-        *(LEASE, JOB, REVISION),
+        *(NETWORK_POLICY, LEASE, JOB, REVISION),
     )
 }
 

@@ -1,16 +1,17 @@
-"""The job's objects: the token, the Services, the gateway, and what a pool needs."""
+"""The job's objects: the token, the NetworkPolicies, the Services, the gateway, and what a pool needs."""
 
 from __future__ import annotations
 
 import secrets
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import gateway_name, rollout_service_name, token_secret_name
+from tlt_operator.api.names import gateway_name, gateway_policy_name, rollout_service_name, token_secret_name
 from tlt_operator.api.token import Tokens, parse_tokens
-from tlt_operator.clients.kube import DEPLOYMENT, SECRET, SERVICE, Kind, Kubernetes, Object, kind_of
+from tlt_operator.clients.kube import DEPLOYMENT, NETWORK_POLICY, SECRET, SERVICE, Kind, Kubernetes, Object, kind_of
 from tlt_operator.config import Settings
 from tlt_operator.errors import ConflictError, InvalidSettingsError, InvalidSpecError, RefusedError
 from tlt_operator.manifests.gateway import gateway_objects, rollout_service
+from tlt_operator.manifests.network_policy import gateway_policy, trainer_policy
 from tlt_operator.manifests.pool import disruption_budget
 from tlt_operator.manifests.token_secret import token_secret, with_tokens
 from tlt_operator.plan.rotation import RotationRule, next_tokens
@@ -109,6 +110,19 @@ async def ensure_pool(kube: Kubernetes, job: Job) -> dict[str, str]:
     if job.spec.rollout.pool is None:
         return {}
     changed = [await _apply(kube, job, body) for body in (rollout_service(job), disruption_budget(job))]
+    return {name: conflict for name, conflict in changed if conflict}
+
+
+async def ensure_network_policies(kube: Kubernetes, job: Job, *, settings: Settings) -> dict[str, str]:
+    """Applies the policies of the job's trainers and gateway where the settings ask for them; as `ensure_gateway`."""
+    if not settings.network_policies:
+        return {}
+    wanted = [trainer_policy(job, settings=settings)]
+    if job.spec.gateway.enabled:
+        wanted.append(gateway_policy(job, settings=settings))
+    else:
+        await _remove(kube, NETWORK_POLICY, job, gateway_policy_name(job.name))
+    changed = [await _apply(kube, job, body) for body in wanted]
     return {name: conflict for name, conflict in changed if conflict}
 
 

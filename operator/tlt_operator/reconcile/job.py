@@ -26,7 +26,13 @@ from tlt_operator.plan.status import job_status, ledger_of
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.backoff import LONGEST_FINAL, Backoff
-from tlt_operator.reconcile.children import ensure_gateway, ensure_pool, ensure_token, rotate_token
+from tlt_operator.reconcile.children import (
+    ensure_gateway,
+    ensure_network_policies,
+    ensure_pool,
+    ensure_token,
+    rotate_token,
+)
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.effects import Effects
 from tlt_operator.reconcile.observer import Observer, pod_url
@@ -247,6 +253,7 @@ class JobLoop:
                     pause = min(pause, await self._keep_token())
                     kube, settings = self._context.kube, self._context.settings
                     changed = await ensure_pool(kube, self._job)
+                    changed |= await ensure_network_policies(kube, self._job, settings=settings)
                     changed |= await ensure_gateway(kube, self._job, settings=settings)
                     for name, conflict in changed.items():
                         message = f"Set back what somebody else had changed in {name}: {conflict}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from tlt_workloads.contract import (
     AcceptanceCounters,
     CaptureCounters,
+    LeasePhase,
     LeaseRequest,
     LeaseView,
     MemoryMode,
@@ -27,12 +28,13 @@ from tlt_workloads.contract import (
 )
 from tlt_workloads.rollout.activity import ActivityClock
 from tlt_workloads.rollout.engine import Engine
-from tlt_workloads.rollout.lease import LeaseBook, LeaseHeldError
-from tlt_workloads.rollout.slumber import Slumber
+from tlt_workloads.rollout.lease import Lease, LeaseBook, LeaseHeldError
+from tlt_workloads.rollout.slumber import Slumber, SlumberState
 
 logger = logging.getLogger("vllm.tlt")
 
 ENGINE_POLL = 0.1  # seconds between two looks at an engine that still has requests which no caller waits for
+WAKE_LIMIT = 120.0  # seconds that a request waits for an engine that does not wake before it fails
 HAND_BACK_LIMIT = 60.0  # seconds that a request waits for a sleeping engine's GPU before the lease is ended for it
 
 
@@ -82,7 +84,7 @@ class RolloutPod:
         self._timer: asyncio.TimerHandle | None = None
         self.activity = ActivityClock(started_at=clock())
         self.leases = LeaseBook()
-        self._slumber = Slumber(engine)
+        self._slumber = Slumber(engine, on_change=self._note_change)
         self.policy_version = 0
         self.drafter_revision: str | None = None
         self.drafter_digest: str | None = None
@@ -104,11 +106,11 @@ class RolloutPod:
             boot=self.boot,
             running=unfinished - waiting,
             waiting=waiting,
-            idle=self.activity.is_idle(now) and unfinished == 0,
+            idle=self.activity.is_idle(now) and unfinished == 0 and not self._is_waking,
             idle_for=self.activity.idle_for(now),
             paused=self.activity.paused,
             updating=self.activity.updating,
-            lease=self.leases.view(now=now),
+            lease=self._lease_in_force(now),
             last_lease=self.leases.ended_view(now=now),
             policy_version=self.policy_version,
             drafter_revision=self.drafter_revision,
@@ -148,9 +150,8 @@ class RolloutPod:
         self.activity.arrive(now)
         self.leases.revoke(RevokeReason.REQUEST, now=now)
         self._note_change()
-        if self._slumber.asleep:
-            await self._wait_for_hand_back()
-            await self._slumber.wake()
+        if self.sleeps:
+            await self._be_awake()
 
     def depart(self, *, failed: bool, aborted: bool) -> None:
         """A generation request is over."""
@@ -163,7 +164,8 @@ class RolloutPod:
         """Lends the GPU.
 
         Raises:
-            RefusedError: NotIdle, Held, Paused, Updating; Unsupported when the engine cannot sleep.
+            RefusedError: NotIdle, Held, Paused, Updating; Unsupported when the engine cannot sleep, SleepFailed when
+                it did not.
         """
         if request.memory is MemoryMode.SLEEP and not self.identity.can_sleep:
             raise RefusedError("Unsupported", "memory: Sleep needs an engine started with --enable-sleep-mode")
@@ -172,6 +174,8 @@ class RolloutPod:
         held = self.leases.current
         if held is None or held.holder != request.holder:
             self._check_lendable(now, unfinished=unfinished)
+        elif held.memory is not request.memory:
+            raise RefusedError("Held", f"the lease is yours in memory mode {held.memory.value}; give it back first")
         try:
             lease = self.leases.grant(request, id=secrets.token_hex(8), now=now)
         except LeaseHeldError as error:
@@ -179,10 +183,10 @@ class RolloutPod:
         self.activity.set_lent(True, now=now)
         self._note_change()
         if lease.memory is MemoryMode.SLEEP:
-            await self._slumber.fall_asleep()
-        view = self.leases.view(now=self._clock())
+            await self._fall_asleep_for(lease)
+        view = self._lease_in_force(self._clock())
         if view is None:
-            raise RefusedError("NotIdle", "the lease ended while the engine went to sleep")
+            raise RefusedError("NotIdle", "the lease ended before it began")
         return view
 
     def heartbeat(self, holder: str) -> bool:
@@ -205,12 +209,85 @@ class RolloutPod:
             NotHolderError: another holder has it.
         """
         self.leases.release(holder, now=self._clock())
-        self._note_change()
-        await self._slumber.wake()
+        self._note_change()  # which begins to wake the engine
+
+    # -- sleep -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether the engine is asleep, about to be, or not awake again; it must not be used then."""
+        lease = self.leases.current
+        return not self._slumber.is_awake or (lease is not None and lease.memory is MemoryMode.SLEEP)
+
+    @property
+    def _is_waking(self) -> bool:
+        return self.leases.current is None and not self._slumber.is_awake
+
+    async def take_back(self, reason: RevokeReason) -> None:
+        """Asks the lease back, and if the engine sleeps for it, returns when it is awake.
+
+        To be called when no other lease can be granted: while the pod counts as busy, paused or updating.
+
+        Raises:
+            TimeoutError: the engine does not wake.
+        """
+        self.revoke(reason)
+        if self.sleeps:
+            await self._be_awake()
+
+    async def wait_until_awake(self, *, within: float) -> None:
+        """Waits without asking for anything.
+
+        Raises:
+            RefusedError: Asleep, the engine still sleeps.
+        """
+        try:
+            async with asyncio.timeout(within):
+                while self.sleeps:
+                    await self._changed.wait()
+        except TimeoutError:
+            raise RefusedError("Asleep", "the engine sleeps while its GPU is lent") from None
+
+    def _lease_in_force(self, now: float) -> LeaseView | None:
+        """The lease as others may see it: in mode Sleep its holder must not begin before the memory is free."""
+        lease = self.leases.current
+        waits = lease is not None and lease.memory is MemoryMode.SLEEP
+        if waits and self._slumber.state is not SlumberState.ASLEEP:
+            return None
+        return self.leases.view(now=now)
+
+    async def _fall_asleep_for(self, lease: Lease) -> None:
+        """Ends the lease when the engine did not sleep, or was asked for meanwhile: its holder has never seen it."""
+
+        def is_wanted() -> bool:
+            current = self.leases.current
+            return current is not None and current.id == lease.id and current.phase is LeasePhase.GRANTED
+
+        try:
+            await self._slumber.fall_asleep(wanted=is_wanted)
+        except BaseException as error:
+            self._end(lease)
+            if isinstance(error, Exception):
+                raise RefusedError("SleepFailed", f"the engine did not go to sleep: {error}") from error
+            raise
+        if not is_wanted():
+            self._end(lease)
+
+    def _end(self, lease: Lease) -> None:
+        if self.leases.current is not None and self.leases.current.id == lease.id:
+            self.leases.release(lease.holder, now=self._clock())
+            self._note_change()
+
+    async def _be_awake(self) -> None:
+        if self.leases.current is not None:
+            await self._wait_for_hand_back()
+        await self._slumber.wake(limit=WAKE_LIMIT)
 
     def _check_lendable(self, now: float, *, unfinished: int) -> None:
         if self.leases.current is not None:
             raise RefusedError("Held", f"the lease belongs to {self.leases.current.holder}")
+        if self._is_waking:
+            raise RefusedError("NotIdle", "the engine is waking from the last lease")
         if self.activity.paused:
             raise RefusedError("Paused", "generation is paused, which is not idle")
         if self.activity.updating:
@@ -225,7 +302,7 @@ class RolloutPod:
             async with asyncio.timeout(HAND_BACK_LIMIT):
                 while self.leases.current is not None:
                     await self._changed.wait()
-        except TimeoutError:
+        except TimeoutError:  # a trainer that still has the memory makes the wake-up fail, which is tried again
             logger.warning("lease not handed back within %.0f s, ended for a waiting request", HAND_BACK_LIMIT)
             if self.leases.current is not None:
                 self.leases.release(self.leases.current.holder, now=self._clock())
@@ -256,6 +333,8 @@ class RolloutPod:
 
     def _note_change(self) -> None:
         self.activity.set_lent(self.leases.current is not None, now=self._clock())
+        if self._is_waking:  # however the lease ended: given back, expired, or never begun
+            self._slumber.begin_to_wake()
         self.seq += 1
         self._changed.set()
         self._changed = asyncio.Event()

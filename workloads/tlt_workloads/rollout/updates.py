@@ -21,6 +21,7 @@ logger = logging.getLogger("vllm.tlt")
 
 STAGE_POLL = 0.02  # seconds between two questions whether the workers have read a drafter
 STAGE_LIMIT = 300.0  # seconds after which reading counts as failed
+AWAKE_LIMIT = 60.0  # seconds that a drafter waits for an engine which sleeps while its GPU is lent
 SESSION_LIMIT = 900.0  # seconds without a word from the learner after which its half-sent policy is given up
 
 
@@ -50,6 +51,7 @@ class Updates:
             self._be_patient()
             self._pod.set_updating(True)
             try:
+                await self._pod.take_back(RevokeReason.POLICY_UPDATE)
                 if opened and not self._pod.activity.paused:
                     await self._pod.engine.pause()
                     self._paused_for_update = True
@@ -58,6 +60,22 @@ class Updates:
                 if opened:
                     await self._close_policy_session()
                 raise
+
+    @contextlib.asynccontextmanager
+    async def pausing(self) -> AsyncIterator[bool]:
+        """Around vLLM's own pause; gives whether the pod was paused before.
+
+        An engine that sleeps wakes first, because vLLM resumes the scheduler with its wake-up.
+        """
+        was_paused = self._pod.activity.paused
+        self._pod.set_paused(True)  # so that no lease is granted from here on
+        try:
+            if self._pod.sleeps:
+                await self._pod.take_back(RevokeReason.POLICY_UPDATE)
+            yield was_paused
+        except BaseException:
+            self._pod.set_paused(was_paused)
+            raise
 
     @contextlib.asynccontextmanager
     async def receiving_policy(self) -> AsyncIterator[None]:
@@ -113,7 +131,7 @@ class Updates:
         """Puts a new drafter in place; running requests go on.
 
         Raises:
-            RefusedError: NoDrafter, PolicyUpdate or Loading.
+            RefusedError: NoDrafter, PolicyUpdate, Loading or Asleep.
             DrafterRefusedError: the weights are not those, or not ones that this engine can take.
         """
         if self._pod.identity.drafter_method is None:
@@ -123,8 +141,10 @@ class Updates:
         async with self._loading:
             began = time.monotonic()
             await self._stage(path, load.sha256)
+            await self._pod.wait_until_awake(within=AWAKE_LIMIT)
             async with self._turn:
                 self._refuse_during_policy_update()
+                await self._pod.wait_until_awake(within=0)
                 self._pod.set_updating(True)
                 self._gap.watch()
                 try:

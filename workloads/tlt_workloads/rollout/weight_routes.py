@@ -114,8 +114,9 @@ async def pause(
     clear_cache: Annotated[bool, Query()] = True,
 ) -> JSONResponse:
     """Pauses generation; a paused pod is not idle."""
-    answer: JSONResponse = await vllm_routes.pause_generation(request, mode, clear_cache)
-    rollout.pod.set_paused(answer.status_code == 200 or rollout.pod.activity.paused)
+    async with rollout.updates.pausing() as was_paused:
+        answer: JSONResponse = await vllm_routes.pause_generation(request, mode, clear_cache)
+        rollout.pod.set_paused(answer.status_code == 200 or was_paused)
     return answer
 
 

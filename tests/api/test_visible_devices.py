@@ -23,7 +23,6 @@ from tlt_operator.errors import RefusedError
 
 Body = dict[str, Any]
 DEVICE = "GPU-1b2c3d4e-0000-1111-2222-333344445555"
-NODE = "gpu-node"
 ALLOWED = {"metadata": {"labels": {"tlt.dev/visible-devices": "allowed"}}}
 PLURALS = {
     "ServiceAccount": "serviceaccounts",
@@ -63,7 +62,8 @@ async def guarded(world: World, kubeconfig: Path, tmp_path: Path) -> AsyncIterat
     objects = rendered(world.namespace)
     for body in objects:
         await world.kube._json("POST", path_of(body), body=body)
-    await world.kube._json("POST", "/api/v1/nodes", body={"metadata": {"name": NODE}})
+    node = node_of(world.namespace)
+    await world.kube._json("POST", "/api/v1/nodes", body={"metadata": {"name": node}})
     account = next(body["metadata"]["name"] for body in objects if body["kind"] == "ServiceAccount")
     kube = await connect_as(world.kube, account, namespace=world.namespace, kubeconfig=kubeconfig, folder=tmp_path)
     settings = dataclasses.replace(world.context.settings, visible_devices=True)
@@ -75,7 +75,7 @@ async def guarded(world: World, kubeconfig: Path, tmp_path: Path) -> AsyncIterat
     await kube.close()
     for body in objects:
         await world.kube._json("DELETE", path_of(body, one=True))
-    await world.kube._json("DELETE", f"/api/v1/nodes/{NODE}")
+    await world.kube._json("DELETE", f"/api/v1/nodes/{node}")
 
 
 def pod(name: str, *, env: list[Body] | None = None, labels: dict[str, str] | None = None) -> Body:
@@ -118,9 +118,14 @@ async def allow(world: World) -> None:
     await eventually_async(known, deadline=30, reason="the namespace's label")
 
 
+def node_of(namespace: str) -> str:
+    """Each test has a node of its own."""
+    return f"gpu-of-{namespace}"
+
+
 def with_gpu(body: Body) -> None:
     body["metadata"]["annotations"] = {"tlt.dev/visible-devices": DEVICE}
-    body["spec"]["nodeName"] = NODE
+    body["spec"]["nodeName"] = node_of(body["metadata"]["namespace"])
     body["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": "1"}}
 
 
@@ -137,7 +142,7 @@ async def test_trainer_is_shown_the_devices_of_the_rollout_pod_on_its_node(guard
     assert "resourceClaims" not in spec
     assert "nvidia.com/gpu" not in {**container["resources"].get("limits", {}), **container["resources"]["requests"]}
     required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    field = {"key": "metadata.name", "operator": "In", "values": [NODE]}
+    field = {"key": "metadata.name", "operator": "In", "values": [node_of(guarded.namespace)]}
     assert required == {"nodeSelectorTerms": [{"matchFields": [field]}]}
     rollout.finish(captured=1000)
     await eventually_async(lambda: rollout.lease, deadline=60, reason="a lease")

@@ -1,7 +1,8 @@
 """Who may speak with a job's trainers and gateway, and with whom these may speak.
 
-Rollout pods speak with a learner that we do not know, so no policy of ours selects them.  A kubelet's probes need no rule: the node that
-a pod runs on always reaches it (https://kubernetes.io/docs/concepts/services-networking/network-policies/).
+Rollout pods speak with a learner that we do not know, so no policy of ours selects them.  A kubelet's probes need no
+rule: the node that a pod runs on always reaches it
+(https://kubernetes.io/docs/concepts/services-networking/network-policies/).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from tlt_operator.errors import InvalidSettingsError
 from tlt_operator.manifests.gateway import gateway_objects
 from tlt_operator.manifests.network_policy import gateway_policy, trainer_policy
 from tlt_operator.manifests.trainer_pod import trainer_pod
+from tlt_operator.placement.strategy import Site
 
 OPERATOR = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "tlt-system"}}}
 STORE = {"ipBlock": {"cidr": "10.1.0.0/16"}}
@@ -33,7 +34,7 @@ def on_object_store(job: Job) -> Job:
 
 def test_each_policy_selects_its_pods_and_is_deleted_with_the_job() -> None:
     job = make_job()
-    trainer = trainer_pod(job, make_pod("rollout-0"), settings=SETTINGS)
+    trainer = trainer_pod(job, make_pod("rollout-0"), settings=SETTINGS, site=Site())
     deployment = gateway_objects(job, settings=SETTINGS)[-1]
     pods = {"trainer": trainer["metadata"]["labels"], "gateway": deployment["spec"]["template"]["metadata"]["labels"]}
     policies = {"trainer": trainer_policy, "gateway": gateway_policy}

@@ -152,8 +152,9 @@ def test_the_built_in_roles_learn_the_projects_kinds(machine: Machine) -> None:
     read = {"get", "list", "watch"}
     statuses = {f"{kind}/status": read for kind in ("tltjobs", "drafterrevisions")}
     write = read | {"create", "update", "patch", "delete", "deletecollection"}
-    for role, rights in (("view", read), ("edit", write), ("admin", write)):
-        wanted = {"tltjobs": rights, "drafterrevisions": rights, **statuses}
+    scale = read | {"update", "patch"}
+    for role, rights, scaling in (("view", read, read), ("edit", write, scale), ("admin", write, scale)):
+        wanted = {"tltjobs": rights, "drafterrevisions": rights, "tltjobs/scale": scaling, **statuses}
         eventually(lambda role=role, wanted=wanted: verbs(role) == wanted, deadline=60, every=0.2, reason=role)
 
 

@@ -160,13 +160,13 @@ def test_the_built_in_roles_learn_the_projects_kinds(machine: Machine) -> None:
 
 def test_people_may_do_in_their_namespace_what_their_role_says(machine: Machine) -> None:
     machine.install("tlt-operator", "tlt-system")
-    namespaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in ("rl", "theirs")]
+    namespaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in ("ours", "theirs")]
     for body in namespaces:
         machine.run("kubectl", "apply", "-f", "-", text=json.dumps(body))
     for role in ("view", "edit"):
-        machine.run("kubectl", "create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", "rl")
+        machine.run("kubectl", "create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", "ours")
 
-    def may(user: str, verb: str, resource: str, namespace: str = "rl") -> bool:
+    def may(user: str, verb: str, resource: str, namespace: str = "ours") -> bool:
         kind, _, part = resource.partition("/")
         question = ("auth", "can-i", verb, f"{kind}.tlt.dev", f"--subresource={part}", "--as", user, "-n", namespace)
         return "yes" in machine.ask("kubectl", *question)
@@ -181,7 +181,7 @@ def test_people_may_do_in_their_namespace_what_their_role_says(machine: Machine)
             assert may("editer", verb, kind)
             assert not may("editer", verb, kind, namespace="theirs")
         assert not may("editer", "patch", f"{kind}/status"), "only the operator writes what it has observed"
-    machine.run("kubectl", "delete", "namespace", "rl", "theirs", "--wait=false")
+    machine.run("kubectl", "delete", "namespace", "ours", "theirs", "--wait=false")
 
 
 def runbook_commands() -> list[str]:

@@ -221,7 +221,14 @@ async def test_job_made_anew_under_its_name_is_another_job(world: World) -> None
     await eventually_async(gone, reason="the deletion")
     await world.apply_job()
     await world.start_feeding()  # begins with a list, which does not tell of the deletion
-    await eventually_async(lambda: len(idle.granted) > 1, deadline=60, reason="a lease of the new job")
+
+    async def lent_anew() -> bool:
+        token = await world.token("demo")  # the old job's Secret goes with it, and kubelets bring the new one
+        for pod in (*world.rollouts.values(), *world.trainers.values()):
+            pod.token = token
+        return len(idle.granted) > 1
+
+    await eventually_async(lent_anew, deadline=60, every=0.2, reason="a lease of the new job")
     owner = (await world.kube.get(JOB, namespace=world.namespace, name="demo"))["metadata"]["uid"]
 
     async def owned() -> bool:

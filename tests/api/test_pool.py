@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.api.conftest import ROLLOUT_PORT, World
+from tests.api.conftest import ROLLOUT_PORT, World, follow
 from tests.support.eventually import eventually_async
 from tests.support.fake_rollout import FakeRollout
 from tlt_operator.api.names import COMPONENT_LABEL
@@ -52,7 +52,7 @@ class Node:
     _names: dict[str, str] = field(default_factory=dict)  # of running pods, by uid
 
     async def run(self) -> None:
-        async for event in self.world._events(POD, LABELS):
+        async for event in follow(self.world.kube, POD, self.world.namespace, labels=LABELS):
             metadata = event.body["metadata"]
             name, uid = metadata["name"], metadata["uid"]
             if event.change == "DELETED":

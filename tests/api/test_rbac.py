@@ -211,8 +211,9 @@ async def live_in_a_pool(world: World, node: Node) -> None:
     async def has_other_devices() -> bool:
         templates = await kube.list_all(CLAIM_TEMPLATE, namespace=place)
         assert [item["metadata"]["name"] for item in templates] != [before["metadata"]["name"]]
-        (pod,) = await kube.list_all(POD, namespace=place, labels=LABELS)
-        (claim,) = pod["spec"]["resourceClaims"]
+        pods = await kube.list_all(POD, namespace=place, labels=LABELS)
+        assert len(pods) == 1, pods
+        (claim,) = pods[0]["spec"]["resourceClaims"]
         return [claim["resourceClaimTemplateName"]] == [item["metadata"]["name"] for item in templates]
 
     await eventually_async(has_other_devices, deadline=60, reason="a pod with other devices")
@@ -261,7 +262,7 @@ async def live_a_whole_life(world: World, installation: Installation) -> None:
             await server.stop()
     asked = len(installation.proxy.asked)
     await eventually_async(
-        lambda: Right("tlt.dev/tltjobs", "get") in {item.right for item in installation.proxy.asked[asked:]},
+        lambda: Right("tlt.dev/tltjobs", "list") in {item.right for item in installation.proxy.asked[asked:]},
         deadline=60,
         reason="a look for jobs that are gone",
     )
@@ -273,10 +274,13 @@ async def test_each_right_that_is_used_is_granted_and_none_besides(
 ) -> None:
     await live_a_whole_life(world, installation)
     proxy, log = installation.proxy, installation.process.log.read_text()
-    assert [item for item in proxy.asked if item.status in (401, 403)] == []
+    # Namespaces of the test before may still be there, and nothing can be made in them while they go.
+    known = (None, world.namespace, elsewhere, installation.system)
+    assert [item for item in proxy.asked if item.status in (401, 403) and item.namespace in known] == []
     assert sorted(proxy.rights() - installation.granted()) == [], "used without a rule, and yet allowed"
     assert sorted(installation.granted() - proxy.rights()) == [], "granted and never used"
-    assert "forbidden" not in log.lower(), log[-3000:]
+    refused = [line for line in log.splitlines() if "forbidden" in line.lower() and "terminated" not in line]
+    assert refused == []
     assert "Traceback" not in log
     assert await world.events("LeaseGranted")
     named = any(item["kind"] == "ClusterRole" for item in installation.objects)

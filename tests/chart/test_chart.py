@@ -118,7 +118,7 @@ def test_trainers_are_first_to_go_and_push_nobody_out(rendered: list[Object]) ->
 
 
 RIGHTS = {
-    "tlt.dev/tltjobs": READ,
+    "tlt.dev/tltjobs": {"list", "watch"},
     "tlt.dev/tltjobs/status": {"patch"},
     "tlt.dev/drafterrevisions": READ | {"create"},
     "tlt.dev/drafterrevisions/status": {"patch"},

@@ -25,6 +25,7 @@ from tlt_workloads.gateway.pods import PodAnswer, PodClient
 from tlt_workloads.gateway.policy import PolicyLedger
 from tlt_workloads.gateway.settings import GatewaySettings
 from tlt_workloads.gateway.state import Batch, Progress
+from tlt_workloads.guard import Guard, TooManyAttemptsError
 from tlt_workloads.tokens import TokenFile, UnauthorizedError
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._tokens = TokenFile(settings.token_file)
+        tokens = TokenFile(settings.token_file)
+        self._guard = Guard(tokens)
         self._progress = Progress()
         self._ledger = PolicyLedger()
         self._pods = PodClient()
@@ -78,7 +80,7 @@ class Gateway:
             on_unreachable=lambda address, reason: self._backends.suspect(address, reason),
         )
         self._backends = Backends(
-            settings=settings, pods=self._pods, exchange=self._exchange, ledger=self._ledger, tokens=self._tokens
+            settings=settings, pods=self._pods, exchange=self._exchange, ledger=self._ledger, tokens=tokens
         )
         self._control = Control(pods=self._pods, backends=self._backends, exchange=self._exchange, ledger=self._ledger)
         self._metrics = GatewayMetrics(self.view)
@@ -220,9 +222,13 @@ class Gateway:
 
     async def _state(self, request: web.Request) -> web.Response:
         try:
-            self._tokens.check(request.headers.get("Authorization"))
+            self._guard.check(request.headers.get("Authorization"), address=request.remote or "")
             sequence = int(request.query.get("seq", "0"))
             wait = min(float(request.query.get("wait", "0")), LONGEST_POLL)
+        except TooManyAttemptsError as error:
+            refusal = _contract_error(429, "TooManyAttempts", str(error))
+            refusal.headers["Retry-After"] = str(error.retry_after)
+            return refusal
         except UnauthorizedError as error:
             return _contract_error(401, "Unauthorized", str(error))
         except ValueError:

@@ -15,8 +15,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import State
 
 from tlt_workloads import contract
+from tlt_workloads.guard import Guard, TooManyAttemptsError
 from tlt_workloads.rollout import weight_routes
 from tlt_workloads.rollout.assembly import Rollout, assemble
+from tlt_workloads.rollout.body_limit import BodyLimit
 from tlt_workloads.rollout.engine import DrafterRefusedError
 from tlt_workloads.rollout.gate import RequestGate
 from tlt_workloads.rollout.lease import NotHolderError
@@ -46,11 +48,16 @@ def control(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
     @functools.wraps(handler)
     async def guarded(request: Request) -> Response:
         try:
-            request.app.state.tlt_token.check(request.headers.get("authorization"))
+            address = request.client.host if request.client is not None else ""
+            request.app.state.tlt_guard.check(request.headers.get("authorization"), address=address)
             rollout: Rollout | None = getattr(request.app.state, "tlt_rollout", None)
             if rollout is None:
                 return failure(503, "Starting", "the engine is not up yet")
             return await handler(request, rollout)
+        except TooManyAttemptsError as error:
+            answer = failure(429, "TooManyAttempts", str(error))
+            answer.headers["Retry-After"] = str(error.retry_after)
+            return answer
         except UnauthorizedError as error:
             return failure(401, "Unauthorized", str(error))
         except (BadRequestError, contract.ContractError, SpeculationRefusedError, StoreError) as error:
@@ -159,10 +166,11 @@ class TltEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         """Adds the routes and the door that generation requests pass."""
-        app.state.tlt_token = TokenFile.from_environment()
+        app.state.tlt_guard = Guard(TokenFile.from_environment())
         app.include_router(router)
         app.include_router(weight_routes.router)
         app.add_middleware(RequestGate, doorkeeper=lambda: _doorkeeper(app))
+        app.add_middleware(BodyLimit)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """The engine is up: from now on the pod has facts."""

@@ -22,6 +22,7 @@ from vllm.entrypoints.serve.dev.cache import api_router as vllm_cache_routes
 from vllm.entrypoints.serve.dev.server_info import api_router as vllm_info_routes
 from vllm.v1.engine import PauseMode
 
+from tlt_workloads.guard import TooManyAttemptsError
 from tlt_workloads.rollout.assembly import Rollout
 from tlt_workloads.rollout.locations import JobFolder, OutsideStoreError
 from tlt_workloads.tokens import UnauthorizedError
@@ -32,8 +33,12 @@ PROTECT_VARIABLE = "TLT_PROTECT_WEIGHT_ROUTES"
 def permitted(request: Request) -> Rollout:
     """The pod, when the caller may change its weights."""
     if os.environ.get(PROTECT_VARIABLE) == "1":
+        address = request.client.host if request.client is not None else ""
         try:
-            request.app.state.tlt_token.check(request.headers.get("authorization"))
+            request.app.state.tlt_guard.check(request.headers.get("authorization"), address=address)
+        except TooManyAttemptsError as error:
+            retry = {"Retry-After": str(error.retry_after)}
+            raise HTTPException(status_code=429, detail=str(error), headers=retry) from error
         except UnauthorizedError as error:
             raise HTTPException(status_code=401, detail=str(error)) from error
     rollout: Rollout = request.app.state.tlt_rollout

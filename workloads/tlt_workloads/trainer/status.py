@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from tlt_workloads.contract import TRAINER_ROUTE, RevisionManifest, TrainerPhase, TrainerState, WindowReport, encode
+from tlt_workloads.guard import Guard, TooManyAttemptsError
 from tlt_workloads.tokens import TokenFile, UnauthorizedError
 
 LONGEST_WAIT = 60.0  # s
@@ -92,12 +93,17 @@ class StatusBoard:
 
 def status_application(board: StatusBoard, *, tokens: TokenFile) -> web.Application:
     """The pod's HTTP side."""
+    guard = Guard(tokens)
 
     async def trainer(request: web.Request) -> web.Response:
         try:
-            tokens.check(request.headers.get("Authorization"))
+            guard.check(request.headers.get("Authorization"), address=request.remote or "")
             seq = int(request.query.get("seq", "0"))
             wait = min(LONGEST_WAIT, max(0.0, float(request.query.get("wait", "0"))))
+        except TooManyAttemptsError as error:
+            refusal = _error(429, "TooManyAttempts", str(error))
+            refusal.headers["Retry-After"] = str(error.retry_after)
+            return refusal
         except UnauthorizedError as error:
             return _error(401, "Unauthorized", str(error))
         except ValueError:

@@ -43,7 +43,7 @@ from tlt_operator.reconcile.status_writer import StatusWriter
 from tlt_workloads.contract import RevokeReason, TrainerPhase
 
 FAREWELL = 3.0  # seconds to take leases back when a job was deleted
-PASS_SHARE = 0.15  # of its time that a loop spends on passes, at most: with many pods, news of several share a pass
+PASS_SHARE = 0.3  # of its time that a loop spends on passes, at most: with many pods, news of several share a pass
 LONGEST_PAUSE = 0.1  # seconds between two passes, whatever one costs
 TOKEN_INTERVAL = 15.0  # seconds between two looks at the token while pods refuse it
 FIRST_RETRY = 1.0

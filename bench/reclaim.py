@@ -7,8 +7,9 @@ ended by a request (most), by a policy update, and by asking back as the operato
 
 Hand-back is what the rollout pod itself measures, from asking back to the lease's end; `seen_*` is the same from
 outside, connections included.  A kill is timed by the kernel's word of the process's death, from the moment at which
-the interruption was sent.  A window is lost when a request failed, when what was captured or trained is not in the
-store afterwards, or when the trainer did not come back.
+the interruption was sent.  A window is lost when a request failed, when the engine dropped captured tokens, when the
+trainer's count lacks what the window trained (a killed worker may lose what it did since its last checkpoint, and no
+more), or when the trainer did not come back.
 
 python -m bench.reclaim [--interruptions 500] [--seed 1]
 """
@@ -216,7 +217,7 @@ class Bench:
             return "captured tokens were dropped"
         least = trainer.trained_tokens + (0 if killed else window.tokens - STEP_TOKENS)
         if after.trained_tokens < min(least, trainer.trained_tokens + window.tokens):
-            return f"{least - after.trained_tokens} trained tokens are not in the store"
+            return f"{least - after.trained_tokens} trained tokens are missing from the trainer's count"
         return None
 
 

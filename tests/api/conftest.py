@@ -35,7 +35,13 @@ CONTROL_PLANE = "tests-api"
 ROLLOUT_PORT = 18000
 NAMESPACE_KIND = Kind(api_version="v1", kind="Namespace", plural="namespaces")
 
-_addresses = itertools.count(2)
+_addresses = itertools.count()
+
+
+def next_address() -> str:
+    """A loopback address that no other server of this run has had."""
+    number = next(_addresses)
+    return f"127.1.{number // 250}.{number % 250 + 1}"
 
 
 def devcluster(*arguments: str) -> str:
@@ -177,7 +183,7 @@ class World:
         change: Callable[[dict[str, Any]], None] | None = None,
     ) -> FakeRollout:
         """A rollout pod, scheduled, running and ready, with a server at its address; `change` edits its manifest."""
-        address = f"127.0.7.{next(_addresses)}"
+        address = next_address()
         body: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -292,7 +298,7 @@ class World:
 
         pod = await eventually_async(find, deadline=60, reason="the gateway's pod")
         assert pod is not None
-        server = FakeGateway(f"127.0.9.{next(_addresses)}", token=await self.token(job))
+        server = FakeGateway(next_address(), token=await self.token(job))
         await server.start()
         self.gateways.append(server)
         await self.set_pod_running(pod["metadata"]["name"], server.address)
@@ -311,7 +317,7 @@ class World:
 
     async def _run_trainer(self, body: dict[str, Any], rollout: str) -> None:
         metadata = body["metadata"]
-        address = f"127.0.8.{next(_addresses)}"
+        address = next_address()
         environment = {item["name"]: item.get("value") for item in body["spec"]["containers"][0]["env"]}
         server = FakeTrainer(
             address,

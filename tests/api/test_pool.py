@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.api.conftest import ROLLOUT_PORT, World, follow
+from tests.api.conftest import ROLLOUT_PORT, World, follow, next_address
 from tests.support.eventually import eventually_async
 from tests.support.fake_rollout import FakeRollout
 from tlt_operator.api.names import COMPONENT_LABEL
@@ -22,8 +21,6 @@ from tlt_operator.reconcile.answers import cancel
 LABELS = f"{COMPONENT_LABEL}=rollout"
 CLAIM = Kind(api_version="resource.k8s.io/v1", kind="ResourceClaim", plural="resourceclaims")
 QUOTA = Kind(api_version="v1", kind="ResourceQuota", plural="resourcequotas")
-
-_addresses = itertools.count(2)
 
 
 def pool(replicas: int, *, image: str = "vllm:1", count: int = 1) -> dict[str, Any]:
@@ -64,7 +61,7 @@ class Node:
         self._names[uid] = name
         self.images[name] = body["spec"]["containers"][0]["image"]
         job = body["metadata"]["labels"]["tlt.dev/job"]
-        server = FakeRollout(f"127.0.6.{next(_addresses)}", ROLLOUT_PORT, token=await self.world.token(job))
+        server = FakeRollout(next_address(), ROLLOUT_PORT, token=await self.world.token(job))
         self.servers[name] = server
         if self.ready:
             await self.bring_up(name)

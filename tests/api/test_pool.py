@@ -221,6 +221,8 @@ async def test_a_template_that_does_not_come_up_stops_at_one_pod_and_the_next_on
     await world.apply_job(rollout=pool(2, image="vllm:broken", count=2))
     await eventually_async(lambda: len(node.deaths) == 1, deadline=60, reason="the one replacement")
     broken = node.deaths[0][0]
+    started = lambda: broken in node.servers and node.images[broken] == "vllm:broken"  # noqa: E731
+    await eventually_async(started, deadline=60, reason="the broken pod, which is not to come up")
     await until_told(world, "PoolRolling", f"pod {broken} is not ready yet")
     node.ready = True
     await world.apply_job(rollout=pool(2, image="vllm:3"))

@@ -84,3 +84,12 @@ def token_volume(job: Job) -> tuple[Manifest, Manifest, Manifest]:
 def digest(manifest: Manifest) -> str:
     """A short digest of a manifest, to see whether it changed."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def store_volume(job: Job) -> tuple[Manifest, Manifest] | None:
+    """The volume of a `file:///` store and its mount; None for an object store."""
+    store = job.spec.store
+    if store.mount_path is None or store.volume_claim is None:
+        return None
+    volume = {"name": "store", "persistentVolumeClaim": {"claimName": store.volume_claim}}
+    return volume, {"name": "store", "mountPath": store.mount_path}

@@ -26,6 +26,7 @@ from tlt_operator.manifests.common import (
     Manifest,
     digest,
     metadata,
+    store_volume,
     token_volume,
 )
 from tlt_workloads.contract import JOB_VARIABLE, POD_NAME_VARIABLE, STORE_URL_VARIABLE, MemoryMode
@@ -137,9 +138,10 @@ def _pod_spec(job: Job, pool: Pool, *, settings: Settings) -> Manifest:
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - in the container
         {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108 - in the container
     ]
-    if job.spec.store.mount_path is not None and job.spec.store.volume_claim is not None:
-        volumes.append({"name": "store", "persistentVolumeClaim": {"claimName": job.spec.store.volume_claim}})
-        mounts.append({"name": "store", "mountPath": job.spec.store.mount_path})
+    store = store_volume(job)
+    if store is not None:
+        volumes.append(store[0])
+        mounts.append(store[1])
     container: Manifest = {
         "name": CONTAINER,
         "image": template.image,

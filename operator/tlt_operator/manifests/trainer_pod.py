@@ -16,7 +16,15 @@ from tlt_operator.api.names import (
 )
 from tlt_operator.api.pod import Pod
 from tlt_operator.config import Settings
-from tlt_operator.manifests.common import CONTAINER_SECURITY, POD_SECURITY, Manifest, digest, metadata, token_volume
+from tlt_operator.manifests.common import (
+    CONTAINER_SECURITY,
+    POD_SECURITY,
+    Manifest,
+    digest,
+    metadata,
+    store_volume,
+    token_volume,
+)
 from tlt_operator.placement.choice import choose
 from tlt_operator.placement.strategy import Share, Site
 from tlt_workloads.contract import (
@@ -86,9 +94,10 @@ def _pod_spec(job: Job, rollout: Pod, share: Share, *, settings: Settings) -> Ma
     token, token_mount, token_variable = token_volume(job)
     volumes: list[Manifest] = [token, {"name": "tmp", "emptyDir": {}}]
     mounts: list[Manifest] = [token_mount, {"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - in the container
-    if job.spec.store.mount_path is not None and job.spec.store.volume_claim is not None:
-        volumes.append({"name": "store", "persistentVolumeClaim": {"claimName": job.spec.store.volume_claim}})
-        mounts.append({"name": "store", "mountPath": job.spec.store.mount_path})
+    store = store_volume(job)
+    if store is not None:
+        volumes.append(store[0])
+        mounts.append(store[1])
     container: Manifest = {
         "name": CONTAINER,
         "image": template.image or settings.workloads_image,

@@ -39,6 +39,7 @@ from tlt_operator.plan.actions import (
 from tlt_operator.plan.revisions import revision_url
 from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.status import revision_status
+from tlt_operator.reconcile.children import is_of
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.observer import pod_url
 from tlt_operator.reconcile.pool_keeper import PoolKeeper
@@ -254,8 +255,7 @@ class Performer:
             await self._context.kube.create(drafter_revision(job, manifest, url=revision_url(job, manifest.revision)))
         except ConflictError:
             found = await self._context.kube.find(REVISION, namespace=job.namespace, name=manifest.revision)
-            owners = found["metadata"].get("ownerReferences") or () if found is not None else ()
-            if found is None or any(owner["uid"] == job.uid for owner in owners):
+            if found is None or is_of(job, found):
                 return  # it exists and the watch will tell, or it is just going away
             raise RefusedError(
                 f"DrafterRevision {manifest.revision} exists and is not of this job; delete it to let the new one in"

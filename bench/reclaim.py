@@ -30,7 +30,8 @@ from dataclasses import dataclass
 
 from bench import node, results, tables
 from bench.demo.console import Console, StageError
-from bench.rig import CallRefusedError, Rig, RolloutPod, TrainerPod, connect, rig, without_operator
+from bench.demo.deploy import without_operator
+from bench.rig import CallRefusedError, Rig, RolloutPod, TrainerPod, connect, rig
 from tlt_workloads.contract import LeaseView, RevokeReason, RolloutState, TrainerState
 
 NAMESPACE = "bench-reclaim"

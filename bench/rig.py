@@ -14,12 +14,12 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.demo import deploy
 from bench.demo.cluster import ROOT, Cluster, is_ready, wait_until
 from bench.demo.console import Console, StageError
-from bench.demo.follow import JOB, LEARNER, OPERATOR_LABELS, OPERATOR_NAMESPACE, ROLLOUT
+from bench.demo.follow import JOB, LEARNER, ROLLOUT
 from tlt_workloads.contract import (
     LEASE_ROUTE,
     ROLLOUT_PORT,
@@ -77,6 +77,23 @@ def call(url: str, *, token: str, method: str = "GET", body: Any = None, timeout
         raise CallRefusedError(f"{method} {url}: {refusal.code} {refusal.read()[:300]!r}") from refusal
 
 
+State = TypeVar("State", RolloutState, TrainerState)
+
+
+def until(poll: Callable[..., State], holds: Callable[[State], bool], *, name: str, seconds: float) -> State:
+    """The first state for which `holds` is true, by long polls; `poll` takes `seq` and `wait` as the routes do.
+
+    Raises:
+        TimeoutError: there was none within `seconds`.
+    """
+    deadline, state = time.monotonic() + seconds, poll()
+    while not holds(state):
+        if (left := deadline - time.monotonic()) <= 0:
+            raise TimeoutError(f"{name}: not so within {seconds:g} s; last state: {state}")
+        state = poll(seq=state.seq, wait=min(left, 10.0))
+    return state
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutPod:
     """A rollout pod, spoken to from outside."""
@@ -97,17 +114,8 @@ class RolloutPod:
         return decode(RolloutState, call(url, token=self.token, timeout=wait + CALL_SECONDS))
 
     def until(self, holds: Callable[[RolloutState], bool], *, seconds: float) -> RolloutState:
-        """The first state for which `holds` is true, by long polls.
-
-        Raises:
-            TimeoutError: there was none within `seconds`.
-        """
-        deadline, state = time.monotonic() + seconds, self.state()
-        while not holds(state):
-            if (left := deadline - time.monotonic()) <= 0:
-                raise TimeoutError(f"{self.name}: not so within {seconds:g} s; last state: {state}")
-            state = self.state(seq=state.seq, wait=min(left, 10.0))
-        return state
+        """The first state for which `holds` is true; see `until`."""
+        return until(self.state, holds, name=self.name, seconds=seconds)
 
     def lend(self, holder: str) -> LeaseView:
         """Grants a lease, as the operator does."""
@@ -156,17 +164,8 @@ class TrainerPod:
         return decode(TrainerState, call(url, token=self.token, timeout=wait + CALL_SECONDS))
 
     def until(self, holds: Callable[[TrainerState], bool], *, seconds: float) -> TrainerState:
-        """The first state for which `holds` is true, by long polls.
-
-        Raises:
-            TimeoutError: there was none within `seconds`.
-        """
-        deadline, state = time.monotonic() + seconds, self.state()
-        while not holds(state):
-            if (left := deadline - time.monotonic()) <= 0:
-                raise TimeoutError(f"{self.name}: not so within {seconds:g} s; last state: {state}")
-            state = self.state(seq=state.seq, wait=min(left, 10.0))
-        return state
+        """The first state for which `holds` is true; see `until`."""
+        return until(self.state, holds, name=self.name, seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,18 +254,6 @@ def rig(
         if not keep:
             with console.stage(f"namespace {namespace} ends", expected=15):
                 cluster.delete_namespaces(namespace)
-
-
-@contextlib.contextmanager
-def without_operator(cluster: Cluster) -> Iterator[None]:
-    """Leases are then the benchmark's own.  What runs goes on without the operator."""
-    scale = ("scale", "deployment", "-n", OPERATOR_NAMESPACE, "-l", OPERATOR_LABELS)
-    cluster.kubectl(*scale, "--replicas=0")
-    wait_until(lambda: not cluster.list("pods", namespace=OPERATOR_NAMESPACE, labels=OPERATOR_LABELS), seconds=60)
-    try:
-        yield
-    finally:
-        cluster.kubectl(*scale, "--replicas=1")
 
 
 def _overlay(choices: deploy.Choices, *, namespace: str, replicas: int, spec: Mapping[str, Any]) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,15 @@ def _not_ready(cluster: Cluster, run: Run, message: str) -> StageError:
         advice=f"`kubectl describe pods -n {run.namespace}` shows the events; `make demo` again goes on from here",
         evidence=cluster.trouble(namespace=run.namespace),
     )
+
+
+@contextlib.contextmanager
+def without_operator(cluster: Cluster) -> Iterator[None]:
+    """Leases are then the benchmark's own.  What runs goes on without the operator."""
+    scale = ("scale", "deployment", "-n", OPERATOR_NAMESPACE, "-l", OPERATOR_LABELS)
+    cluster.kubectl(*scale, "--replicas=0")
+    wait_until(lambda: not cluster.list("pods", namespace=OPERATOR_NAMESPACE, labels=OPERATOR_LABELS), seconds=60)
+    try:
+        yield
+    finally:
+        cluster.kubectl(*scale, "--replicas=1")

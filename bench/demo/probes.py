@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
-from bench.demo.cluster import Cluster, wait_until
+from bench.demo.cluster import Cluster
 from bench.demo.console import Console, StageError
-from bench.demo.follow import JOB, OPERATOR_LABELS, OPERATOR_NAMESPACE, Run
+from bench.demo.deploy import without_operator
+from bench.demo.follow import JOB, Run
 from bench.results import percentile
 
 SCRIPTS = Path(__file__).parent / "in_pod"
@@ -23,7 +22,7 @@ TRAINER_PORT = 8001
 def measure(*, console: Console, cluster: Cluster, run: Run) -> dict[str, float | int | None]:
     """Metrics by name; one that could not be measured is None, and the console says why."""
     found: dict[str, float | int | None] = {}
-    with _without_operator(cluster):
+    with without_operator(cluster):
         for probe in (_reclaim_penalty, _capture_ratio):
             try:
                 found |= probe(cluster, run)
@@ -32,18 +31,6 @@ def measure(*, console: Console, cluster: Cluster, run: Run) -> dict[str, float 
     for name, value in found.items():
         console.say(f"  {name}: {value:.4g}" if value is not None else f"  {name}: not measured")
     return found
-
-
-@contextlib.contextmanager
-def _without_operator(cluster: Cluster) -> Iterator[None]:
-    """Leases and configurations are then the probes' own.  What runs goes on without the operator."""
-    scale = ("scale", "deployment", "-n", OPERATOR_NAMESPACE, "-l", OPERATOR_LABELS)
-    cluster.kubectl(*scale, "--replicas=0")
-    wait_until(lambda: not cluster.list("pods", namespace=OPERATOR_NAMESPACE, labels=OPERATOR_LABELS), seconds=60)
-    try:
-        yield
-    finally:
-        cluster.kubectl(*scale, "--replicas=1")
 
 
 def _reclaim_penalty(cluster: Cluster, run: Run) -> dict[str, float | int | None]:

@@ -51,7 +51,6 @@ FIRST_WINDOW = 15.0  # seconds: the first one of a job solves for a drafter
 STUBBORN_SHARE = 0.1
 ANSWER_TOKENS = 8
 IDLE_ANSWERS = 50
-STEP_TOKENS = 100  # positions that wait for their optimiser step, at most; they count as trained after it
 COME_BACK_SECONDS = 60.0
 PROGRESS_EVERY = 25
 
@@ -216,8 +215,8 @@ class Bench:
             return "a request failed or was aborted"
         if now.capture.dropped_tokens != before.capture.dropped_tokens:
             return "captured tokens were dropped"
-        least = trainer.trained_tokens + (0 if killed else window.tokens - STEP_TOKENS)
-        if after.trained_tokens < min(least, trainer.trained_tokens + window.tokens):
+        least = trainer.trained_tokens + (0 if killed else window.tokens)
+        if after.trained_tokens < least:
             return f"{least - after.trained_tokens} trained tokens are missing from the trainer's count"
         return None
 

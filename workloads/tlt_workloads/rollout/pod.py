@@ -311,7 +311,9 @@ class RolloutPod:
     # -- weights ---------------------------------------------------------------------------------------------------
 
     def set_paused(self, paused: bool) -> None:
-        """Somebody paused or resumed the engine through a route."""
+        """Somebody paused or resumed the engine through a route; whoever pauses is about to need the device."""
+        if paused:
+            self.leases.revoke(RevokeReason.POLICY_UPDATE, now=self._clock())
         self.activity.set_paused(paused, now=self._clock())
         self._note_change()
 

@@ -15,7 +15,7 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
 
     Whatever was learnt since the last checkpoint is in the session, not yet in the store.
     """
-    micro_steps, tokens, saved = 0, 0, time.monotonic()
+    micro_steps, before, saved = 0, session.trained_tokens, time.monotonic()
     try:
         while not stop.is_set:
             if session.release_due:
@@ -29,8 +29,8 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
                 return WindowEnd.DONE if micro_steps else WindowEnd.NO_DATA
             stop.listen()
             loss = session.train(batch)
-            micro_steps, tokens = micro_steps + 1, tokens + batch.packed.trained_tokens
-            report(WorkerStepped(steps=micro_steps, tokens=tokens, loss=loss))
+            micro_steps += 1
+            report(WorkerStepped(steps=micro_steps, tokens=session.trained_tokens - before, loss=loss))
             if time.monotonic() - saved >= session.checkpoint_interval:
                 session.checkpoint()
                 saved = time.monotonic()

@@ -84,6 +84,11 @@ class Session:
         return _landmarks(self._progress) == self._saved_at and not self._checkpoints.busy
 
     @property
+    def trained_tokens(self) -> int:
+        """Positions in the weights; those of a micro-step count with the optimiser step that applies its gradients."""
+        return self._progress.trained_tokens
+
+    @property
     def release_due(self) -> bool:
         """Whether it is time to try for a revision."""
         return release_due(self._progress, publish_tokens=self._settings.publish_tokens)

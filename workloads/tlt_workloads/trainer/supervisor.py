@@ -171,6 +171,7 @@ class Supervisor:
             await self._give_back(lease)
         self._settle(record)
         _log.info("window %s: %s; %s", lease.id, reason, record.summary(stop_seconds))
+        await self._scan(recount=True)  # a killed worker has told of more than it left behind
         self._board.update(
             phase=TrainerPhase.FAILED if self._is_failed(record) else TrainerPhase.WAITING,
             message=self._board.facts.message if record.failure is None else record.failure.message,
@@ -180,7 +181,6 @@ class Supervisor:
             last_window_started=record.started,
             peak_memory=max(self._board.facts.peak_memory, record.peak_memory),
         )
-        await self._scan()
 
     async def _refusal(self, lease: LeaseView) -> str | None:
         """Why this lease is of no use now, as a stop reason; None when a worker should start."""
@@ -291,8 +291,12 @@ class Supervisor:
             if self._board.facts.phase is TrainerPhase.FAILED:
                 self._check_target()
 
-    async def _scan(self) -> None:
-        """Looks into the store; when it cannot be read the last facts stay."""
+    async def _scan(self, *, recount: bool = False) -> None:
+        """Looks into the store; when it cannot be read the last facts stay.
+
+        Args:
+            recount: whether no worker is counting now, whatever the phase says.
+        """
         try:
             facts = await asyncio.to_thread(_look, self._settings)
         except (OSError, StoreError) as error:
@@ -301,7 +305,7 @@ class Supervisor:
             return
         progress, available, candidates = facts
         self._board.update(available_tokens=available, candidates=candidates)
-        if self._board.facts.phase in (TrainerPhase.STARTING, TrainerPhase.WAITING):
+        if recount or self._board.facts.phase in (TrainerPhase.STARTING, TrainerPhase.WAITING):
             self._board.count(trained_tokens=progress.trained_tokens)
 
     def _check_target(self) -> bool:

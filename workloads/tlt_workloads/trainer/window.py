@@ -23,7 +23,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStepped:
-    """A micro-step is done.  Totals of the window."""
+    """A micro-step is done.  Totals of the window; `tokens` are those that an optimiser step has applied."""
 
     steps: int
     tokens: int

@@ -127,6 +127,15 @@ async def test_a_paused_or_updating_pod_is_not_lent(change: str, reason: str) ->
     assert caught.value.reason == reason
 
 
+async def test_pausing_asks_the_lease_back() -> None:
+    pod = make_pod()
+    await pod.grant(wanted())
+    pod.set_paused(True)
+    lease = pod.facts().lease
+    assert lease is not None
+    assert (lease.phase, lease.reason) == (LeasePhase.REVOKING, RevokeReason.POLICY_UPDATE)
+
+
 async def test_only_one_holder_at_a_time() -> None:
     pod = make_pod()
     await pod.grant(wanted("one"))

@@ -64,7 +64,8 @@ def test_windows_that_are_cut_short_learn_the_same_as_one_long_window(
 
 def test_a_toy_language_is_learnt_and_published(settings: TrainerSettings, store: Store, language: ToyLanguage) -> None:
     language.write_shards(store, count=64)
-    quick = replace(settings, publish_tokens=4000, config=replace(settings.config, learning_rate=1e-2))
+    config = replace(settings.config, learning_rate=1e-2, micro_batch_tokens=128)  # however busy the machine is
+    quick = replace(settings, publish_tokens=4000, config=config)
     for _ in range(4):
         train(quick, micro_steps=40)
     revisions = published_revisions(store)

@@ -24,7 +24,7 @@ API_PREFIX = "/tlt/v1"
 STATE_ROUTE = f"{API_PREFIX}/state"  # rollout pod: GET -> RolloutState, long poll
 LEASE_ROUTE = f"{API_PREFIX}/lease"  # rollout pod: POST LeaseRequest; see LeaseView for GET and DELETE
 DRAFTER_ROUTE = f"{API_PREFIX}/drafter"  # rollout pod: POST DrafterLoad -> DrafterLoaded
-SPECULATION_ROUTE = f"{API_PREFIX}/speculation"  # rollout pod: POST SpeculationSettings
+SPECULATION_ROUTE = f"{API_PREFIX}/speculation"  # rollout pod: POST SpeculationSettings, GET -> SpeculationReport
 CONFIG_ROUTE = f"{API_PREFIX}/config"  # rollout pod: POST RolloutConfig, idempotent
 TRAINER_ROUTE = f"{API_PREFIX}/trainer"  # trainer pod: GET -> TrainerState, long poll
 GATEWAY_ROUTE = f"{API_PREFIX}/gateway"  # gateway: GET -> GatewayState, long poll
@@ -58,12 +58,19 @@ REVISION_MANIFEST = "manifest.json"
 
 
 class SpeculationMode(enum.StrEnum):
-    """How draft lengths are chosen; `ADAPTIVE` is the engine's own rule."""
+    """How draft lengths are chosen; `ADAPTIVE` learns from the engine which length and which drafter pay."""
 
     ADAPTIVE = "Adaptive"
     STATIC = "Static"
     NGRAM = "NGram"
     OFF = "Off"
+
+
+class DraftSource(enum.StrEnum):
+    """Who drafts."""
+
+    LEARNED = "Learned"  # the trained drafter
+    NGRAM = "NGram"  # what followed the same words before, in the request itself
 
 
 class MemoryMode(enum.StrEnum):
@@ -153,12 +160,31 @@ class CaptureCounters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LengthCounters:
+    """Drafts of one length."""
+
+    draft_length: int
+    drafts: int
+    accepted_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AcceptanceCounters:
-    """Totals since the active drafter was loaded.  Mean accept length = 1 + accepted_tokens / drafts."""
+    """Totals of the learned drafter since it was loaded.  Mean accept length = 1 + accepted_tokens / drafts."""
 
     drafts: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    by_length: tuple[LengthCounters, ...] = ()  # the same drafts by what was asked for; lengths never used are absent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafting:
+    """What the engine decided for its last step."""
+
+    batch: int  # requests in it
+    source: DraftSource
+    draft_length: int  # 0 = no speculation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +206,7 @@ class RolloutState:
     drafter_digest: str | None  # sha256 of the loaded weights file
     drafter_method: str | None  # None = the server was started without speculation
     speculation: SpeculationMode
-    draft_length: int
+    draft_length: int  # as set: the longest one in mode Adaptive
     config_digest: str | None  # digest of the RolloutConfig in force
     served_names: tuple[str, ...]
     requests: int  # accepted since boot
@@ -196,6 +222,8 @@ class RolloutState:
     plugin_version: str
     swap_stall: float | None = None  # longest gap in running requests during the last drafter load
     visible_devices: tuple[str, ...] = ()  # ids by which the container got devices without a claim
+    drafting: Drafting | None = None  # None = no step yet
+    ngram: AcceptanceCounters = field(default_factory=AcceptanceCounters)  # of the n-gram drafter, since boot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +242,37 @@ class SpeculationSettings:
 
     mode: SpeculationMode = SpeculationMode.ADAPTIVE
     draft_length: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmReport:
+    """One draft length of one drafter, as measured at a batch size."""
+
+    source: DraftSource
+    draft_length: int
+    step_seconds: float  # median
+    accept_length: float  # mean tokens of a step and request, bonus token counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketReport:
+    """Batch sizes that are decided together."""
+
+    largest_batch: int
+    source: DraftSource  # of the arm in use
+    draft_length: int
+    arms: tuple[ArmReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculationReport:
+    """Answer of `GET speculation`: what is in force, and what adaptive speculation knows."""
+
+    mode: SpeculationMode
+    draft_length: int
+    sources: tuple[DraftSource, ...]  # drafters that there are now
+    lost_share: float  # of the time of all steps, lost by trying what was not the best
+    buckets: tuple[BucketReport, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,16 @@ from typing import Any
 from tlt_workloads.contract import (
     HIDDEN_STATES_FOLDER,
     POD_NAME_VARIABLE,
+    DrafterLoad,
+    DrafterLoaded,
     RolloutConfig,
     SpeculationMode,
+    SpeculationReport,
     SpeculationSettings,
     config_digest,
 )
 from tlt_workloads.drafter import WEIGHTS_FILE
+from tlt_workloads.rollout.acceptance import AcceptanceMeter
 from tlt_workloads.rollout.compat import engine_version
 from tlt_workloads.rollout.counters import CounterPage, create_page, inherited_page
 from tlt_workloads.rollout.devices import visible_devices
@@ -25,27 +29,32 @@ from tlt_workloads.rollout.engine import CaptureOrder, VllmEngine
 from tlt_workloads.rollout.locations import JobFolder, job_folder
 from tlt_workloads.rollout.metrics import publish
 from tlt_workloads.rollout.pod import Identity, Readings, RolloutPod
-from tlt_workloads.rollout.speculation import draft_lengths
+from tlt_workloads.rollout.serve import UNTRAINED_VARIABLE
+from tlt_workloads.rollout.speculation import SpeculationOrder, check_settings
 from tlt_workloads.rollout.stats import TOTALS
 from tlt_workloads.rollout.updates import GapWatch, Updates
 from tlt_workloads.store import open_store
 
-LARGEST_BATCH_VARIABLE = "TLT_LARGEST_SPECULATED_BATCH"  # above this many requests nothing is drafted
+LARGEST_BATCH_VARIABLE = "TLT_LARGEST_SPECULATED_BATCH"  # fixed modes draft nothing above this many requests
 LARGEST_BATCH_DEFAULT = 32
 NO_DRAFTER = "capture: the server was started without speculation, so no hidden states can be recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What the routes work with."""
+    """What the routes work with.
+
+    `has_trained_drafter` tells of the drafter that the server started with, `has_ngrams` whether there can be n-grams.
+    """
 
     pod: RolloutPod
     updates: Updates
     job_folder: JobFolder
     model: str
     longest_draft: int
-    max_batch: int
     largest_batch: int
+    has_trained_drafter: bool
+    has_ngrams: bool
 
     async def configure(self, config: RolloutConfig) -> tuple[str, ...]:
         """Takes the job's settings; what cannot be done is said in the warnings.
@@ -75,19 +84,41 @@ class Rollout:
         self.pod.note()
         return warnings
 
+    async def load_drafter(self, load: DrafterLoad, *, path: str) -> DrafterLoaded:
+        """Puts a revision in place; see `Updates.load_drafter`."""
+        loaded = await self.updates.load_drafter(load, path=path)
+        await self.speculate(is_new_drafter=True)
+        return loaded
+
     async def set_speculation(self, settings: SpeculationSettings) -> None:
         """Mode and draft length from the next step on.
 
         Raises:
             SpeculationRefusedError: the engine cannot speculate like that.
         """
-        lengths = draft_lengths(
-            settings, longest=self.longest_draft, largest_batch=self.largest_batch, max_batch=self.max_batch
-        )
-        if self.pod.identity.drafter_method:
-            await self.pod.engine.set_draft_lengths(lengths)
+        check_settings(settings, longest=self.longest_draft, has_ngrams=self.has_ngrams)
         self.pod.speculation = settings
+        await self.speculate()
         self.pod.note()
+
+    async def speculate(self, *, is_new_drafter: bool = False) -> None:
+        """Tells the engine what holds now."""
+        if self.pod.identity.drafter_method:
+            await self.pod.engine.speculate(
+                SpeculationOrder(
+                    settings=self.pod.speculation,
+                    has_drafter=self.has_trained_drafter or self.pod.drafter_revision is not None,
+                    is_new_drafter=is_new_drafter,
+                    largest_batch=self.largest_batch,
+                )
+            )
+
+    async def report_speculation(self) -> SpeculationReport:
+        """What the engine drafts and knows."""
+        if self.pod.identity.drafter_method:
+            return await self.pod.engine.speculation_report()
+        off = SpeculationMode.OFF
+        return SpeculationReport(mode=off, draft_length=0, sources=(), lost_share=0.0, buckets=())
 
 
 async def assemble(client: Any, args: Namespace) -> Rollout:
@@ -95,6 +126,7 @@ async def assemble(client: Any, args: Namespace) -> Rollout:
     config = client.vllm_config
     speculative = config.speculative_config
     page: CounterPage = inherited_page() or create_page()
+    meter = AcceptanceMeter(page)
     pod = RolloutPod(
         VllmEngine(client),
         identity=Identity(
@@ -108,7 +140,9 @@ async def assemble(client: Any, args: Namespace) -> Rollout:
         readings=Readings(
             waiting=lambda: TOTALS.waiting,
             generated_tokens=lambda: TOTALS.generated_tokens,
-            acceptance=TOTALS.acceptance,
+            acceptance=meter.learned,
+            ngram=meter.ngram,
+            drafting=page.drafting,
             capture=page.capture,
         ),
     )
@@ -121,15 +155,17 @@ async def assemble(client: Any, args: Namespace) -> Rollout:
         pod=pod,
         updates=Updates(
             pod,
-            on_new_drafter=TOTALS.restart_acceptance,
+            on_new_drafter=meter.restart,
             longest_gap=GapWatch(start=TOTALS.watch_gaps, stop=TOTALS.longest_gap),
         ),
         job_folder=JobFolder.from_environment(),
         model=args.model,
         longest_draft=longest,
-        max_batch=config.scheduler_config.max_num_seqs,
         largest_batch=int(os.environ.get(LARGEST_BATCH_VARIABLE) or LARGEST_BATCH_DEFAULT),
+        has_ngrams=speculative is not None and not config.scheduler_config.async_scheduling,
+        has_trained_drafter=os.environ.get(UNTRAINED_VARIABLE) != "1",
     )
+    await rollout.speculate()
     publish(pod)
     return rollout
 

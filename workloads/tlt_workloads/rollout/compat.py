@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlt_workloads.rollout.capture import CaptureTap
+    from tlt_workloads.rollout.drafts import Drafts
+    from tlt_workloads.rollout.speculation import Speculation
 
 logger = logging.getLogger("vllm.tlt")
 
@@ -100,20 +102,82 @@ def tap_model_runner(runner: Any, tap: CaptureTap) -> None:
     runner._update_states = _update_states
 
 
-def add_core_methods() -> None:
-    """Lets the scheduler's batch-size schedule be replaced while it runs.
+def steer_drafter(runner: Any, drafts: Drafts) -> None:
+    """Puts `drafts` between a model runner and its drafter.
 
-    vLLM reads `num_speculative_tokens_per_batch_size` at start only.  Goes when the schedule can be set by a public
-    call; `tests/engine/test_speculation.py` changes it on a live server.
+    vLLM runs an EAGLE drafter in every step, also when nothing is to be drafted, and an engine has one kind of drafter
+    for its whole life: https://docs.vllm.ai/en/latest/features/spec_decode/.  Goes when vLLM skips the pass and can
+    switch drafters; `tests/engine/test_speculation.py` compares drafts with and without.
+    """
+    propose, update = runner.propose_draft_token_ids, runner._update_states
+
+    @functools.wraps(propose)
+    def propose_draft_token_ids(scheduled: Any, sampled: Any, *rest: Any) -> Any:
+        drafts.before_propose(sampled)
+        return propose(scheduled, sampled, *rest)
+
+    @functools.wraps(update)
+    def _update_states(scheduled: Any) -> Any:
+        drafts.before_update(scheduled)
+        return update(scheduled)
+
+    runner.propose_draft_token_ids = propose_draft_token_ids
+    runner._update_states = _update_states
+    runner.drafter.propose = drafts.propose
+
+
+def add_core_methods() -> None:
+    """Lets draft lengths be decided while the engine runs, from step to step, by what the steps before took.
+
+    vLLM reads `num_speculative_tokens_per_batch_size` at start only, into a table that its scheduler asks in each step;
+    `--scheduler-cls` is left to whoever needs it.  Goes when the schedule can be set by a public call and step times
+    can be had; `tests/engine/test_speculation.py` changes it on a live server.
     """
     core = sys.modules.get("vllm.v1.engine.core")  # a worker's process has no core, and need not import one
     if core is None:
         return
 
-    def tlt_set_draft_lengths(self: Any, lengths: list[int]) -> None:
-        self.scheduler.dynamic_sd_lookup = list(lengths)
+    def tlt_speculate(self: Any, message: str) -> None:
+        from tlt_workloads.rollout.speculation import SpeculationOrder
 
-    core.EngineCore.tlt_set_draft_lengths = tlt_set_draft_lengths
+        _speculation_of(self.scheduler).obey(SpeculationOrder.decoded(message))
+
+    def tlt_speculation_report(self: Any) -> str:
+        from tlt_workloads.rollout.speculation import report_message
+
+        return report_message(_speculation_of(self.scheduler))
+
+    core.EngineCore.tlt_speculate = tlt_speculate
+    core.EngineCore.tlt_speculation_report = tlt_speculation_report
+
+
+def _speculation_of(scheduler: Any) -> Speculation:
+    """The scheduler's decider, put in place at the first call."""
+    from tlt_workloads.rollout.counters import inherited_page
+    from tlt_workloads.rollout.speculation import SchedulerTap, Speculation
+
+    if isinstance(scheduler.dynamic_sd_lookup, Speculation):
+        return scheduler.dynamic_sd_lookup
+    speculation = Speculation(
+        longest=scheduler.num_spec_tokens, page=inherited_page(), is_working=scheduler.has_unfinished_requests
+    )
+    tap, schedule, update = SchedulerTap(speculation), scheduler.schedule, scheduler.update_from_output
+
+    @functools.wraps(schedule)
+    def tapped_schedule(*arguments: Any, **named: Any) -> Any:
+        output = schedule(*arguments, **named)
+        _guard(tap.scheduled, output)
+        return output
+
+    @functools.wraps(update)
+    def update_from_output(output: Any, outcome: Any) -> Any:
+        result = update(output, outcome)
+        _guard(tap.finished, output, outcome)
+        return result
+
+    scheduler.schedule, scheduler.update_from_output = tapped_schedule, update_from_output
+    scheduler.dynamic_sd_lookup = speculation
+    return speculation
 
 
 def fix_expand_kernel() -> None:
@@ -171,8 +235,8 @@ def expand_kernel(
 
 
 def _guard(action: Any, *arguments: Any) -> None:
-    """The tap watches; whatever goes wrong in it must not stop the engine."""
+    """A tap watches; whatever goes wrong in it must not stop the engine."""
     try:
         action(*arguments)
     except Exception:
-        logger.exception("capture: step not recorded")
+        logger.exception("step not recorded")

@@ -1,4 +1,4 @@
-"""The capture's totals on one shared page: the engine's worker writes them, the API process reads them at no cost.
+"""Totals on one shared page: the engine's processes write them, the API process reads them at no cost.
 
 A remote call per reading would have to wait for the engine's step; a mapped file does not.
 """
@@ -11,12 +11,23 @@ import struct
 import tempfile
 from pathlib import Path
 
-from tlt_workloads.contract import CaptureCounters
+from tlt_workloads.contract import CaptureCounters, Drafting, DraftSource
+from tlt_workloads.rollout.plans import DraftPlan
 
 PAGE_VARIABLE = "TLT_COUNTER_PAGE"  # path of the page, inherited by vLLM's processes
-_FIELDS = ("tokens", "bytes", "dropped_tokens", "sequences", "shards", "steps", "seconds")
+LONGEST_COUNTED = 16  # draft length; longer ones count as this
+_CAPTURE = ("tokens", "bytes", "dropped_tokens", "sequences", "shards", "steps", "seconds")
+_LENGTHS = tuple(
+    f"{source.value}_{count}_{length}"
+    for source in DraftSource
+    for count in ("drafts", "draft_tokens", "accepted")
+    for length in range(1, LONGEST_COUNTED + 1)
+)
+_GAUGES = ("last_batch", "last_length", "last_is_ngram", "ngram_ready")
 _NUMBER = struct.Struct("<d")  # exact for integers up to 2**53; one aligned store, never torn
+_OFFSETS = {name: index * _NUMBER.size for index, name in enumerate((*_CAPTURE, *_LENGTHS, *_GAUGES))}
 _SIZE = mmap.PAGESIZE
+assert len(_OFFSETS) * _NUMBER.size <= _SIZE
 
 
 class CounterPage:
@@ -32,16 +43,19 @@ class CounterPage:
 
     def add(self, field: str, amount: float) -> None:
         """Adds to a total."""
-        offset = _FIELDS.index(field) * _NUMBER.size
-        _NUMBER.pack_into(self._page, offset, _NUMBER.unpack_from(self._page, offset)[0] + amount)
+        self.put(field, self.read(field) + amount)
+
+    def put(self, field: str, value: float) -> None:
+        """Sets a gauge."""
+        _NUMBER.pack_into(self._page, _OFFSETS[field], value)
 
     def read(self, field: str) -> float:
         """A total."""
-        value: float = _NUMBER.unpack_from(self._page, _FIELDS.index(field) * _NUMBER.size)[0]
+        value: float = _NUMBER.unpack_from(self._page, _OFFSETS[field])[0]
         return value
 
     def capture(self) -> CaptureCounters:
-        """All totals as the contract names them."""
+        """The capture's totals as the contract names them."""
         return CaptureCounters(
             tokens=int(self.read("tokens")),
             bytes=int(self.read("bytes")),
@@ -50,6 +64,33 @@ class CounterPage:
             shards=int(self.read("shards")),
             seconds=self.read("seconds"),
         )
+
+    def note_drafts(self, plan: DraftPlan, *, drafts: int, draft_tokens: int, accepted: int) -> None:
+        """Drafts of one step that were verified."""
+        length = min(int(plan), LONGEST_COUNTED)
+        for count, amount in (("drafts", drafts), ("draft_tokens", draft_tokens), ("accepted", accepted)):
+            self.add(f"{plan.source.value}_{count}_{length}", amount)
+
+    def drafts(self, source: DraftSource, length: int) -> tuple[int, int, int]:
+        """Drafts, drafted tokens and accepted tokens of one draft length."""
+        drafts, tokens, accepted = (
+            int(self.read(f"{source.value}_{count}_{length}")) for count in ("drafts", "draft_tokens", "accepted")
+        )
+        return drafts, tokens, accepted
+
+    def note_plan(self, plan: DraftPlan, *, batch: int) -> None:
+        """What was decided for the step that begins."""
+        self.put("last_batch", batch)
+        self.put("last_length", int(plan))
+        self.put("last_is_ngram", plan.source is DraftSource.NGRAM)
+
+    def drafting(self) -> Drafting | None:
+        """What was decided last; None before the first step."""
+        batch = int(self.read("last_batch"))
+        if not batch:
+            return None
+        source = DraftSource.NGRAM if self.read("last_is_ngram") else DraftSource.LEARNED
+        return Drafting(batch=batch, source=source, draft_length=int(self.read("last_length")))
 
 
 def create_page() -> CounterPage:

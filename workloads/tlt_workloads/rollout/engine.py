@@ -10,7 +10,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from tlt_workloads.contract import CaptureSettings
+from tlt_workloads.contract import CaptureSettings, SpeculationReport, decode
+from tlt_workloads.rollout.speculation import SpeculationOrder
 
 
 class DrafterRefusedError(Exception):
@@ -70,8 +71,11 @@ class Engine(Protocol):
     async def capture(self, order: CaptureOrder) -> None:
         """Tells the workers what to record."""
 
-    async def set_draft_lengths(self, lengths: list[int]) -> None:
-        """Tokens to draft by batch size; index 0 is unused."""
+    async def speculate(self, order: SpeculationOrder) -> None:
+        """What to draft from the next step on."""
+
+    async def speculation_report(self) -> SpeculationReport:
+        """What is drafted, and what the engine knows about it."""
 
     async def stage_drafter(self, *, path: str, sha256: str) -> None:
         """Lets the workers read and check a drafter in the background; the engine goes on meanwhile."""
@@ -126,9 +130,14 @@ class VllmEngine:
         """Tells the workers."""
         await self._client.collective_rpc("tlt_capture", args=(json.dumps(asdict(order)),))
 
-    async def set_draft_lengths(self, lengths: list[int]) -> None:
+    async def speculate(self, order: SpeculationOrder) -> None:
         """Tells the scheduler, which lives in the engine core's process."""
-        await self._client.engine_core.call_utility_async("tlt_set_draft_lengths", lengths)
+        await self._client.engine_core.call_utility_async("tlt_speculate", order.encoded())
+
+    async def speculation_report(self) -> SpeculationReport:
+        """Asks it."""
+        message: str = await self._client.engine_core.call_utility_async("tlt_speculation_report")
+        return decode(SpeculationReport, json.loads(message))
 
     async def stage_drafter(self, *, path: str, sha256: str) -> None:
         """Starts reading in the workers."""

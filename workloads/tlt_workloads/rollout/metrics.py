@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tlt_workloads.contract import DraftSource
 from tlt_workloads.rollout.pod import RolloutPod
 
 
@@ -28,7 +29,14 @@ class PodCollector(Collector):
             "tlt:idle": ("1 while the pod is idle", float(facts.idle)),
             "tlt:lent": ("1 while the GPU is lent", float(facts.lease is not None)),
             "tlt:policy_version": ("number of the policy in the engine", float(facts.policy_version)),
-            "tlt:draft_length": ("tokens drafted at once", float(facts.draft_length)),
+            "tlt:draft_length": (
+                "tokens drafted at once, as decided for the last step",
+                float(facts.drafting.draft_length if facts.drafting else 0),
+            ),
+            "tlt:draft_by_ngram": (
+                "1 while drafts are looked up in the request instead of guessed by the drafter",
+                float(facts.drafting is not None and facts.drafting.source is DraftSource.NGRAM),
+            ),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(name, text, value=value)
@@ -46,6 +54,8 @@ class PodCollector(Collector):
             "tlt:drafts": ("drafts since the active drafter was loaded", facts.acceptance.drafts),
             "tlt:draft_tokens": ("drafted tokens since then", facts.acceptance.draft_tokens),
             "tlt:accepted_tokens": ("accepted tokens since then", facts.acceptance.accepted_tokens),
+            "tlt:ngram_drafts": ("drafts looked up in the request since boot", facts.ngram.drafts),
+            "tlt:ngram_accepted_tokens": ("accepted tokens of these", facts.ngram.accepted_tokens),
         }
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(name, text, value=value)

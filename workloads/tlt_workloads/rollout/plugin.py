@@ -12,8 +12,11 @@ def register() -> None:
         UnsupportedEngineError: another vLLM than the supported ones.
     """
     from tlt_workloads.rollout import compat
+    from tlt_workloads.rollout.counters import create_page, inherited_page
 
     compat.check_engine_version(compat.engine_version())
+    if inherited_page() is None:  # in the first process; the others inherit it
+        create_page()
 
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 

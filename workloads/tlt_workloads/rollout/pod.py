@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from tlt_workloads.contract import (
     AcceptanceCounters,
     CaptureCounters,
+    Drafting,
     LeasePhase,
     LeaseRequest,
     LeaseView,
@@ -65,6 +66,8 @@ class Readings:
     waiting: Callable[[], int]
     generated_tokens: Callable[[], int]
     acceptance: Callable[[], AcceptanceCounters]
+    ngram: Callable[[], AcceptanceCounters]
+    drafting: Callable[[], Drafting | None]
     capture: Callable[[], CaptureCounters]
 
 
@@ -133,6 +136,8 @@ class RolloutPod:
             plugin_version=self.identity.plugin_version,
             swap_stall=self.swap_stall,
             visible_devices=self.identity.visible_devices,
+            drafting=self._readings.drafting(),
+            ngram=self._readings.ngram(),
         )
 
     async def wait_for_change(self, seq: int, *, within: float) -> None:

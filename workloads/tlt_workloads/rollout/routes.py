@@ -138,7 +138,7 @@ async def post_drafter(request: Request, rollout: Rollout) -> Response:
     """`POST drafter`: a new revision."""
     load = await _body(request, contract.DrafterLoad)
     path: Path = rollout.job_folder.resolve(load.url)
-    loaded = await rollout.updates.load_drafter(load, path=str(path))
+    loaded = await rollout.load_drafter(load, path=str(path))
     return JSONResponse(contract.encode(loaded))
 
 
@@ -148,6 +148,13 @@ async def post_speculation(request: Request, rollout: Rollout) -> Response:
     """`POST speculation`: mode and draft length from now on."""
     await rollout.set_speculation(await _body(request, contract.SpeculationSettings))
     return JSONResponse(contract.encode(rollout.pod.facts()))
+
+
+@router.get(contract.SPECULATION_ROUTE)
+@control
+async def get_speculation(request: Request, rollout: Rollout) -> Response:
+    """`GET speculation`: what is drafted, and what adaptive speculation knows."""
+    return JSONResponse(contract.encode(await rollout.report_speculation()))
 
 
 @router.post(contract.CONFIG_ROUTE)

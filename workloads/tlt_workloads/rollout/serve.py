@@ -25,6 +25,7 @@ from tlt_workloads.rollout.counters import create_page
 from tlt_workloads.rollout.placement import PlacementError, emulated_cores, pin
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # without them a CPU emulates bfloat16, at a tenth of the speed
+UNTRAINED_VARIABLE = "TLT_UNTRAINED_DRAFTER"  # "1": the drafter that the server starts with guesses at random
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - vLLM's processes talk through it
 SHARED_MEMORY_NEEDED = 160 << 20  # bytes of vLLM's message queue; a container has 64 MiB unless told otherwise
 CACHE_VARIABLES = ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "MPLCONFIGDIR")
@@ -168,6 +169,7 @@ def _prepare(settings: Settings) -> None:
     create_page()
     element_type = element_type_for(_processor_flags()) if on_cpu else None
     drafter = _first_drafter(settings, scratch) if settings.speculate else None
+    os.environ[UNTRAINED_VARIABLE] = str(int(settings.drafter_folder is None))
     pod = os.environ.get(POD_NAME_VARIABLE) or socket.gethostname()
     sys.argv = [sys.argv[0], *vllm_arguments(settings, drafter=drafter, element_type=element_type, pod=pod)]
 

@@ -1,4 +1,4 @@
-"""Totals that the engine core reports with every step: tokens, drafts, acceptance, and gaps between steps.
+"""Totals that the engine core reports with every step: requests, tokens, and gaps between steps.
 
 vLLM's stat-logger plugin; it lives in the API process.
 """
@@ -6,13 +6,11 @@ vLLM's stat-logger plugin; it lives in the API process.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
-
-from tlt_workloads.contract import AcceptanceCounters
 
 
 @dataclass
@@ -22,27 +20,9 @@ class EngineTotals:
     running: int = 0
     waiting: int = 0
     generated_tokens: int = 0
-    drafts: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
     steps: int = 0
     last_step_at: float | None = None
-    _baseline: AcceptanceCounters = field(default_factory=AcceptanceCounters)
     _longest_gap: float | None = None
-
-    def acceptance(self) -> AcceptanceCounters:
-        """Since the active drafter was loaded."""
-        return AcceptanceCounters(
-            drafts=self.drafts - self._baseline.drafts,
-            draft_tokens=self.draft_tokens - self._baseline.draft_tokens,
-            accepted_tokens=self.accepted_tokens - self._baseline.accepted_tokens,
-        )
-
-    def restart_acceptance(self) -> None:
-        """A new drafter is active from now on."""
-        self._baseline = AcceptanceCounters(
-            drafts=self.drafts, draft_tokens=self.draft_tokens, accepted_tokens=self.accepted_tokens
-        )
 
     def watch_gaps(self) -> None:
         """Starts to look for the longest pause between two steps of a working engine."""
@@ -82,10 +62,6 @@ class TltStats(StatLoggerBase):  # type: ignore[misc]  # vLLM is not typed for u
         if scheduler_stats is not None:
             TOTALS.note_step(running=scheduler_stats.num_running_reqs, now=time.monotonic())
             TOTALS.waiting = scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs
-            if drafted := scheduler_stats.spec_decoding_stats:
-                TOTALS.drafts += drafted.num_drafts
-                TOTALS.draft_tokens += drafted.num_draft_tokens
-                TOTALS.accepted_tokens += drafted.num_accepted_tokens
         if iteration_stats is not None:
             TOTALS.generated_tokens += iteration_stats.num_generation_tokens
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from tlt_workloads.contract import CaptureSettings
 from tlt_workloads.drafter import WEIGHTS_FILE, DrafterError, read_drafter_config
 from tlt_workloads.rollout.capture import CaptureTap
-from tlt_workloads.rollout.compat import tap_model_runner
+from tlt_workloads.rollout.compat import steer_drafter, tap_model_runner
 from tlt_workloads.rollout.counters import inherited_page
 from tlt_workloads.rollout.drafter_swap import NOT_LOADED, DrafterSwap, RefusedDrafterError
+from tlt_workloads.rollout.drafts import Drafts
 from tlt_workloads.rollout.recorder import Destination, ShardRecorder
 from tlt_workloads.shards import ShardMetadata
 from tlt_workloads.store import open_store
@@ -50,6 +51,15 @@ class WorkerSide:
                 self._recorder, count_seconds=(lambda seconds: page.add("seconds", seconds)) if page else _ignore
             )
             tap_model_runner(self._worker.model_runner, self._tap)
+        self._steer_drafter()
+
+    def _steer_drafter(self) -> None:
+        """In all workers alike: they make the drafts together."""
+        runner, speculative = self._worker.model_runner, self._worker.speculative_config
+        if speculative is None or speculative.method != "eagle3" or not hasattr(runner, "propose_draft_token_ids"):
+            return
+        if hasattr(runner, "drafter"):
+            steer_drafter(runner, Drafts(runner, page=inherited_page()))
 
     def set_policy_version(self, version: int) -> None:
         """From the next step on."""

@@ -50,6 +50,8 @@ def make_pod(*, idle_after: float = 0.0, can_sleep: bool = False) -> RolloutPod:
             waiting=lambda: 0,
             generated_tokens=lambda: 0,
             acceptance=AcceptanceCounters,
+            ngram=AcceptanceCounters,
+            drafting=lambda: None,
             capture=CaptureCounters,
         ),
     )

@@ -123,7 +123,12 @@ class World:
                 can_sleep=True,
             ),
             readings=Readings(
-                waiting=lambda: 0, generated_tokens=lambda: 0, acceptance=AcceptanceCounters, capture=CaptureCounters
+                waiting=lambda: 0,
+                generated_tokens=lambda: 0,
+                acceptance=AcceptanceCounters,
+                ngram=AcceptanceCounters,
+                drafting=lambda: None,
+                capture=CaptureCounters,
             ),
             clock=lambda: self.now,
         )

@@ -84,7 +84,10 @@ class _Acceptance:
         return self.credited_mean(length, credit=0.0, known=1.0)
 
     def credited_mean(self, length: int, *, credit: float, known: float) -> float | None:
-        """The same with `credit` acceptances given in advance: fewer the more drafts there were, none from `known` on."""
+        """The same with `credit` acceptances given in advance.
+
+        The more often it was offered, the fewer; from `known` offers on none.
+        """
         total = 0.0
         for offered, accepted in zip(self.offered[:length], self.accepted[:length], strict=True):
             if not offered:

@@ -117,10 +117,13 @@ def scene(operator: Cluster, namespace: str) -> Scene:
 def order(seed: int) -> Iterator[tuple[Fault, Moment]]:
     """All pairs: in each round every fault once, in a state that it has not met yet."""
     dice = random.Random(seed)
-    moments = {fault: dice.sample(list(Moment), len(Moment)) for fault in Fault}
+    moments = {}
+    for fault in Fault:
+        possible = [moment for moment in Moment if fault is not Fault.WORKER_KILLED or moment in WITH_WORKER]
+        moments[fault] = dice.sample(possible, len(possible))
     for turn in range(len(Moment)):
         for fault in dice.sample(list(Fault), len(Fault)):
-            if fault is not Fault.WORKER_KILLED or moments[fault][turn] in WITH_WORKER:
+            if turn < len(moments[fault]):
                 yield fault, moments[fault][turn]
 
 

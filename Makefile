@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the two commands that matter; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test tools prometheus venv cluster images lint unit api chart engine cluster-test test-chaos lock clean
+.PHONY: help demo demo-down test tools prometheus object-store venv cluster images lint unit api chart store engine cluster-test test-chaos lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,11 +47,17 @@ unit: venv ## pure tests, seconds
 prometheus: tools ## Prometheus and promtool, which only tests need
 	@$(PYTHON) -m devcluster build prometheus
 
+object-store: tools ## an S3 server, which only the tests of the store need
+	@$(PYTHON) -m devcluster build versitygw
+
 chart: venv prometheus ## lint, render and schema of the chart; its alerts
 	@$(RUN) -m pytest tests/chart
 
 api: venv prometheus ## against a real kube-apiserver
 	@$(RUN) -m pytest tests/api
+
+store: venv object-store ## on real volumes and a real S3 server
+	@$(RUN) -m pytest tests/store
 
 engine: venv ## against a real vLLM on the CPU
 	@$(RUN) -m pytest tests/engine

@@ -117,6 +117,15 @@ MODULES = (
         needed_by_node=False,
         only_by_name=True,
     ),
+    # A real S3 server over a folder, for the tests of the store.
+    GoModule(
+        name="versitygw",
+        upstream="github.com/versity/versitygw",
+        expected_seconds=100,
+        version_variables=("main.Version",),
+        needed_by_node=False,
+        only_by_name=True,
+    ),
 )
 
 

@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import torch
+from safetensors.torch import load_file, save_file
 
+from tests.engine.captured import FOLDER, assert_right, last_shard, of_prompt, recorded
 from tests.engine.conftest import PROMPTS, Reference
+from tests.engine.test_policy import push
 from tests.support.eventually import eventually
-from tests.support.rollout_server import JOB, POD, RolloutServer
-from tlt_workloads.drafter import auxiliary_layers
-from tlt_workloads.shards import CapturedSequence, read_shard, shard_entries
+from tests.support.rollout_server import JOB, RolloutServer
+from tests.support.tiny_model import perturbed
+from tlt_workloads.shards import shard_entries
 from tlt_workloads.store import open_store
-
-FOLDER = f"hidden-states/{POD}"
-
-
-def recorded(server: RolloutServer, *, after: int, sequences: int) -> list[CapturedSequence]:
-    """The sequences in shards with a number above `after`, once there are as many."""
-    store = open_store(str(server.job))
-
-    def read() -> list[CapturedSequence]:
-        entries = [entry for entry in shard_entries(store, FOLDER) if entry.number > after]
-        found = [sequence for entry in entries for sequence in read_shard(store, entry.path)]
-        assert len(found) >= sequences, f"{len(found)} sequences"
-        return found
-
-    return eventually(read, deadline=30, reason=f"{sequences} sequences are recorded")
-
-
-def last_shard(server: RolloutServer) -> int:
-    entries = shard_entries(open_store(str(server.job)), FOLDER)
-    return entries[-1].number if entries else -1
-
-
-def assert_right(sequence: CapturedSequence, reference: Reference) -> None:
-    layers = auxiliary_layers(5)
-    ids = sequence.token_ids.tolist()
-    rows = slice(sequence.first_row, sequence.first_row + len(sequence.hidden_states))
-    expected = reference.hidden_states(ids, layers)[rows]
-    similarity = torch.cosine_similarity(sequence.hidden_states.float(), expected, dim=-1)
-    assert similarity.min() >= 0.999, similarity.min()
-    scale = sequence.hidden_states.float().norm(dim=-1) / expected.norm(dim=-1)
-    assert (scale - 1).abs().max() < 0.02
 
 
 def test_every_row_is_that_of_its_token(server: RolloutServer, reference: Reference) -> None:
     mark = last_shard(server)
-    before = server.state()["capture"]
+    state = server.state()
+    before, drafts = state["capture"], state["acceptance"]
     outputs = server.generate(PROMPTS, max_tokens=60)
     found = recorded(server, after=mark, sequences=len(PROMPTS))
     assert sorted(s.token_ids.tolist() for s in found) == sorted(p + o for p, o in zip(PROMPTS, outputs, strict=True))
@@ -55,7 +32,10 @@ def test_every_row_is_that_of_its_token(server: RolloutServer, reference: Refere
         assert_right(sequence, reference)
         assert len(sequence.hidden_states) == len(sequence.token_ids) - 1
         assert (sequence.prompt_length, sequence.first_row, sequence.finished) == (4, 0, True)
-    after = server.state()["capture"]
+    state = server.state()
+    after = state["capture"]
+    accepted = state["acceptance"]["acceptedTokens"] - drafts["acceptedTokens"]
+    assert 0 < accepted < state["acceptance"]["draftTokens"] - drafts["draftTokens"], "both happened to drafts"
     assert after["sequences"] - before["sequences"] == len(PROMPTS)
     assert after["tokens"] - before["tokens"] == len(PROMPTS) * 63
     assert after["droppedTokens"] == before["droppedTokens"]
@@ -93,6 +73,127 @@ def test_a_stop_token_ends_a_sequence(server: RolloutServer, reference: Referenc
     assert sequence.token_ids.tolist() == PROMPTS[0] + output
     assert output[-1] == stop
     assert_right(sequence, reference)
+
+
+def test_an_aborted_request_leaves_what_it_had_generated(server: RolloutServer, reference: Reference) -> None:
+    mark = last_shard(server)
+    aborted = server.state()["abortedRequests"]
+    prompt = [9, 8, 7, 6]
+    body = {"model": "policy", "prompt": prompt, "max_tokens": 480, "temperature": 0, "ignore_eos": True}
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
+    connection.request(
+        "POST", "/v1/completions", json.dumps({**body, "stream": True}), {"content-type": "application/json"}
+    )
+    answer = connection.getresponse()
+    for _ in range(40):  # lines of the stream, every other one empty
+        answer.readline()
+    answer.close()
+    connection.close()
+    eventually(lambda: server.state()["abortedRequests"] > aborted, deadline=30, reason="the request is aborted")
+    sequence = of_prompt(recorded(server, after=mark, sequences=1), prompt)
+    assert not sequence.finished
+    generated = sequence.token_ids[4:].tolist()
+    assert 10 < len(generated) < 480
+    assert generated == reference.greedy(prompt, tokens=len(generated))
+    assert_right(sequence, reference)
+
+
+def test_a_pause_in_the_middle_of_a_sequence(server: RolloutServer, reference: Reference) -> None:
+    mark = last_shard(server)
+    before = server.state()["generatedTokens"]
+    with ThreadPoolExecutor(1) as pool:
+        generation = pool.submit(server.generate, PROMPTS[:4], max_tokens=200)
+        eventually(lambda: server.state()["generatedTokens"] > before + 40, deadline=60, reason="it generates")
+        assert server.call("POST", "/pause?mode=keep")[0] == 200
+        assert not generation.done()
+        assert server.call("POST", "/resume")[0] == 200
+        outputs = generation.result()
+    for prompt, output in zip(PROMPTS, outputs, strict=False):
+        sequence = of_prompt(recorded(server, after=mark, sequences=4), prompt)
+        assert sequence.token_ids.tolist() == prompt + output
+        assert len(sequence.hidden_states) == len(sequence.token_ids) - 1
+        assert_right(sequence, reference)
+
+
+def test_a_policy_update_in_the_middle_of_a_sequence(
+    server: RolloutServer, reference: Reference, tiny_model: Path
+) -> None:
+    """All rows are those of the new policy, which computed the older tokens anew."""
+    folder = server.job / "policy"
+    folder.mkdir(parents=True, exist_ok=True)
+    old = load_file(tiny_model / "model.safetensors")
+    save_file(old, folder / "old.safetensors")
+    save_file(perturbed(old, seed=11, amount=0.1), folder / "next.safetensors")
+    mark = last_shard(server)
+    before = server.state()
+    outputs: list[list[list[int]]] = []
+    generation = threading.Thread(target=lambda: outputs.append(server.generate(PROMPTS, max_tokens=400)))
+    generation.start()
+    try:
+        eventually(
+            lambda: server.state()["generatedTokens"] - before["generatedTokens"] > 100, deadline=60, reason="generates"
+        )
+        push(server, folder / "next.safetensors")
+        assert generation.is_alive(), "the generation ended before the update did"
+        generation.join()
+        found = recorded(server, after=mark, sequences=len(PROMPTS))
+        other = Reference(tiny_model, weights=folder / "next.safetensors")
+        for prompt, output in zip(PROMPTS, outputs[0], strict=True):
+            sequence = of_prompt(found, prompt)
+            assert sequence.policy_version == before["policyVersion"] + 1
+            assert sequence.token_ids.tolist() == prompt + output
+            assert (sequence.first_row, len(sequence.hidden_states)) == (0, 403)
+            assert_right(sequence, other)
+    finally:
+        generation.join()
+        push(server, folder / "old.safetensors")
+
+
+def test_a_request_at_the_longest_length_takes_nothing_from_the_others(
+    server: RolloutServer, reference: Reference
+) -> None:
+    """Near it vLLM drafts for none of the batch; the steps are recorded all the same."""
+    mark = last_shard(server)
+    long, short = [3 + number * 5 % 60 for number in range(470)], [40, 41, 42]
+    with ThreadPoolExecutor(2) as pool:
+        answers = [
+            pool.submit(server.generate, [prompt], max_tokens=tokens) for prompt, tokens in ((long, 42), (short, 200))
+        ]
+        outputs = [answer.result()[0] for answer in answers]
+    found = recorded(server, after=mark, sequences=2)
+    for prompt, output in zip((long, short), outputs, strict=True):
+        sequence = of_prompt(found, prompt)
+        assert sequence.token_ids.tolist() == prompt + output
+        assert sequence.first_row + len(sequence.hidden_states) == len(prompt) + len(output) - 1
+        assert_right(sequence, reference)
+
+
+def test_of_a_long_prompt_only_the_end_is_recorded(server: RolloutServer, reference: Reference) -> None:
+    mark = last_shard(server)
+    prompt = [7 + number * 11 % 53 for number in range(250)]
+    server.generate([prompt], max_tokens=20)
+    sequence = of_prompt(recorded(server, after=mark, sequences=1), prompt)
+    assert sequence.first_row == 250 - 128
+    assert_right(sequence, reference)
+
+
+def test_rows_in_float8_are_those_of_their_tokens(server: RolloutServer, reference: Reference) -> None:
+    config = {
+        "job": JOB,
+        "storeUrl": f"file://{server.store}",
+        "idleAfter": 0.2,
+        "capture": {"elementType": "Float8", "promptRows": 0},
+        "speculation": {"mode": "Static", "draftLength": 3},
+    }
+    mark = last_shard(server)
+    try:
+        assert server.call("POST", "/tlt/v1/config", config)[0] == 200
+        (output,) = server.generate(PROMPTS[:1], max_tokens=30)
+        sequence = of_prompt(recorded(server, after=mark, sequences=1), PROMPTS[0])
+        assert (sequence.first_row, sequence.token_ids.tolist()) == (4, PROMPTS[0] + output)
+        assert_right(sequence, reference)
+    finally:
+        server.call("POST", "/tlt/v1/config", {**config, "capture": {}})
 
 
 def test_the_ring_keeps_its_size(server: RolloutServer, tmp_path: Path) -> None:

@@ -80,6 +80,13 @@ class MemoryMode(enum.StrEnum):
     SLEEP = "Sleep"
 
 
+class ElementType(enum.StrEnum):
+    """How a recorded number is stored: two bytes, or one (e4m3) with a scale per token and layer."""
+
+    BFLOAT16 = "Bfloat16"
+    FLOAT8 = "Float8"
+
+
 class LeasePhase(enum.StrEnum):
     """A lease is granted, then asked back (`REVOKING`), then gone."""
 
@@ -148,15 +155,31 @@ class EndedLease:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptureDrops:
+    """Tokens that were not recorded, by reason; totals since boot."""
+
+    behind: int = 0  # the writer is slower than the engine: a slow store, or too few processors
+    step_budget: int = 0  # the policy version's budget is used up, or kept for longer sequences
+    memory: int = 0  # too many long requests run at once
+    store_full: int = 0
+    store_read_only: int = 0
+    store_denied: int = 0  # wrong credentials, or no right to write
+    store_gone: int = 0  # not mounted, not reachable, no such bucket
+    store_failed: int = 0  # anything else
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptureCounters:
     """Totals since boot."""
 
     tokens: int = 0
     bytes: int = 0
-    dropped_tokens: int = 0
+    dropped_tokens: int = 0  # the sum of `drops`
     sequences: int = 0
     shards: int = 0
-    seconds: float = 0.0  # time taken on the decode path
+    steps: int = 0  # of the engine, seen by the capture
+    seconds: float = 0.0  # time taken on the decode path, all steps together
+    drops: CaptureDrops = field(default_factory=CaptureDrops)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,12 +251,19 @@ class RolloutState:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """What the rollout engine records for training."""
+    """What the rollout engine records for training.
+
+    A step is a policy version; both of its budgets hold.  By default the ring has room for the steps that a trainer
+    looks back on (`TrainerConfig.max_policy_lag`).
+    """
 
     enabled: bool = True
-    max_tokens_per_step: int = 65536  # per policy version
+    max_tokens_per_step: int = 65536
+    max_bytes_per_step: int = 2 << 30
     max_bytes: int = 8 << 30  # the pod's share of the ring in the store
     sample_rate: float = 1.0  # of sequences
+    prompt_rows: int = 128  # of the prompt's end; its token ids are always recorded
+    element_type: ElementType = ElementType.BFLOAT16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ unfinished writes; listings leave them out.
 from __future__ import annotations
 
 import contextlib
+import enum
+import errno
 import hashlib
 import os
 import secrets
@@ -25,6 +27,51 @@ _CHUNK = 1 << 20
 
 class StoreError(ValueError):
     """The store's URL cannot be used; the message names the field and the way out."""
+
+
+class StoreProblem(enum.Enum):
+    """Why a store did not do what it was asked to; the value is what a person can do about it."""
+
+    FULL = "the store is full: make room, or lower spec.capture.maxBytes"
+    READ_ONLY = "the store is mounted read-only: mount the volume for writing"
+    DENIED = "the store refuses: look at the credentials in spec.store.secretRef and at who may write there"
+    GONE = "the store cannot be reached: look at spec.store.url, the volume and the network"
+    FAILED = "the store failed"
+
+
+_PROBLEMS = {
+    errno.ENOSPC: StoreProblem.FULL,
+    errno.EDQUOT: StoreProblem.FULL,
+    errno.EROFS: StoreProblem.READ_ONLY,
+    errno.EACCES: StoreProblem.DENIED,
+    errno.EPERM: StoreProblem.DENIED,
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN),
+        StoreProblem.GONE,
+    ),
+}
+_UNREACHABLE = ("Connect", "Timeout", "Endpoint")  # in the names of the errors of HTTP clients
+
+
+def store_problem(error: BaseException) -> StoreProblem:
+    """What a failure of a store means.
+
+    Local file systems raise `OSError` with a number.  `s3fs` and its like raise some without one, and let errors of
+    their HTTP client through, of which only the name says what they are; what an error was caused by is looked at too.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number in _PROBLEMS:
+            return _PROBLEMS[number]
+        if isinstance(seen, PermissionError) or type(seen).__name__.endswith("CredentialsError"):
+            return StoreProblem.DENIED
+        if isinstance(seen, FileNotFoundError | NotADirectoryError | ConnectionError | TimeoutError):
+            return StoreProblem.GONE
+        if any(word in type(seen).__name__ for word in _UNREACHABLE):
+            return StoreProblem.GONE
+        seen = seen.__cause__ or seen.__context__
+    return StoreProblem.FAILED
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from tlt_operator.api.names import ROTATE_ANNOTATION
 from tlt_operator.api.quantities import parse_duration, parse_size
 from tlt_operator.errors import InvalidSpecError
-from tlt_workloads.contract import ContractError, MemoryMode, SpeculationMode, decode
+from tlt_workloads.contract import ContractError, ElementType, MemoryMode, SpeculationMode, decode
 
 DEVICES_VARIABLE = "NVIDIA_VISIBLE_DEVICES"  # what NVIDIA's container runtime brings into a container
 STORE_SCHEMES = ("file:///", "s3://", "gs://", "abfs://")
@@ -189,8 +189,11 @@ class Capture:
     """What the rollout pods record."""
 
     max_tokens_per_step: int = 65536
+    max_bytes_per_step: int = 2 << 30
     max_bytes: int = 8 << 30
     sample_rate: float = 1.0
+    prompt_rows: int = 128
+    element_type: ElementType = ElementType.BFLOAT16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +283,7 @@ class Job:
 
 
 _DURATIONS = (("idle", "after"), ("idle", "minWindow"), ("training", "keepWarm"), ("reclaim", "grace"))
-_SIZES = (("capture", "maxBytes"),)
+_SIZES = (("capture", "maxBytes"), ("capture", "maxBytesPerStep"))
 
 
 def parse_job(body: Mapping[str, Any]) -> Job:

@@ -102,8 +102,11 @@ def rollout_config(job: Job) -> RolloutConfig:
         capture=CaptureSettings(
             enabled=spec.capture.sample_rate > 0,
             max_tokens_per_step=spec.capture.max_tokens_per_step,
+            max_bytes_per_step=spec.capture.max_bytes_per_step,
             max_bytes=spec.capture.max_bytes,
             sample_rate=spec.capture.sample_rate,
+            prompt_rows=spec.capture.prompt_rows,
+            element_type=spec.capture.element_type,
         ),
         speculation=SpeculationSettings(mode=spec.speculation.mode, draft_length=spec.drafter.speculative_tokens),
     )

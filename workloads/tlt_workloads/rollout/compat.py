@@ -85,20 +85,39 @@ def tap_model_runner(runner: Any, tap: CaptureTap) -> None:
         logger.warning("capture: this model runner cannot be tapped, start with VLLM_USE_V2_MODEL_RUNNER=0")
         return
     propose, update = runner.propose_draft_token_ids, runner._update_states
+    sample, keep_books = runner.sample_tokens, runner._bookkeeping_sync
+    unseen: list[Any] = []  # what the model put out in a step that the tap has not seen yet
+
+    @functools.wraps(sample)
+    def sample_tokens(grammar: Any) -> Any:
+        unseen[:] = [runner.execute_model_state] if runner.execute_model_state is not None else []
+        return sample(grammar)
 
     @functools.wraps(propose)
     def propose_draft_token_ids(
         scheduled: Any, sampled: Any, sampling: Any, hidden: Any, sampled_hidden: Any, auxiliary: Any, *rest: Any
     ) -> Any:
+        unseen.clear()
         _guard(tap.before_propose, runner, scheduled, sampled, hidden, auxiliary)
         return propose(scheduled, sampled, sampling, hidden, sampled_hidden, auxiliary, *rest)
+
+    @functools.wraps(keep_books)
+    def _bookkeeping_sync(scheduled: Any, output: Any, *rest: Any) -> Any:
+        # While one request is within a draft of the model's longest length, vLLM drafts for none of the batch.
+        for state in unseen:
+            tokens, hidden, auxiliary = output.sampled_token_ids, state.hidden_states, state.aux_hidden_states
+            _guard(tap.before_propose, runner, scheduled, tokens, hidden, auxiliary)
+        unseen.clear()
+        return keep_books(scheduled, output, *rest)
 
     @functools.wraps(update)
     def _update_states(scheduled: Any) -> Any:
         _guard(tap.before_update, scheduled)
         return update(scheduled)
 
+    runner.sample_tokens = sample_tokens
     runner.propose_draft_token_ids = propose_draft_token_ids
+    runner._bookkeeping_sync = _bookkeeping_sync
     runner._update_states = _update_states
 
 

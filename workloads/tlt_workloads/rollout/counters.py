@@ -5,18 +5,41 @@ A remote call per reading would have to wait for the engine's step; a mapped fil
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import mmap
 import os
 import struct
 import tempfile
+import threading
 from pathlib import Path
 
-from tlt_workloads.contract import CaptureCounters, Drafting, DraftSource
+from tlt_workloads.contract import CaptureCounters, CaptureDrops, Drafting, DraftSource
 from tlt_workloads.rollout.plans import DraftPlan
 
 PAGE_VARIABLE = "TLT_COUNTER_PAGE"  # path of the page, inherited by vLLM's processes
 LONGEST_COUNTED = 16  # draft length; longer ones count as this
-_CAPTURE = ("tokens", "bytes", "dropped_tokens", "sequences", "shards", "steps", "seconds")
+
+
+class Drop(enum.Enum):
+    """Why tokens were not recorded; the values are the fields of `CaptureDrops`, which says what they mean."""
+
+    BEHIND = "behind"
+    STEP_BUDGET = "step_budget"
+    MEMORY = "memory"
+    STORE_FULL = "store_full"
+    STORE_READ_ONLY = "store_read_only"
+    STORE_DENIED = "store_denied"
+    STORE_GONE = "store_gone"
+    STORE_FAILED = "store_failed"
+
+    @property
+    def total(self) -> str:
+        """Name of the total that counts it."""
+        return f"dropped_{self.value}"
+
+
+_CAPTURE = ("tokens", "bytes", "sequences", "shards", "steps", "seconds", *(drop.total for drop in Drop))
 _LENGTHS = tuple(
     f"{source.value}_{count}_{length}"
     for source in DraftSource
@@ -31,9 +54,10 @@ assert len(_OFFSETS) * _NUMBER.size <= _SIZE
 
 
 class CounterPage:
-    """Named totals in a mapped file.  One writer per field."""
+    """Named totals in a mapped file.  Each field has one process that writes it, with any of its threads."""
 
     def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(handle, _SIZE)
@@ -43,7 +67,8 @@ class CounterPage:
 
     def add(self, field: str, amount: float) -> None:
         """Adds to a total."""
-        self.put(field, self.read(field) + amount)
+        with self._lock:
+            self.put(field, self.read(field) + amount)
 
     def put(self, field: str, value: float) -> None:
         """Sets a gauge."""
@@ -56,13 +81,16 @@ class CounterPage:
 
     def capture(self) -> CaptureCounters:
         """The capture's totals as the contract names them."""
+        drops = CaptureDrops(**{drop.value: int(self.read(drop.total)) for drop in Drop})
         return CaptureCounters(
             tokens=int(self.read("tokens")),
             bytes=int(self.read("bytes")),
-            dropped_tokens=int(self.read("dropped_tokens")),
+            dropped_tokens=sum(dataclasses.astuple(drops)),
             sequences=int(self.read("sequences")),
             shards=int(self.read("shards")),
+            steps=int(self.read("steps")),
             seconds=self.read("seconds"),
+            drops=drops,
         )
 
     def note_drafts(self, plan: DraftPlan, *, drafts: int, draft_tokens: int, accepted: int) -> None:

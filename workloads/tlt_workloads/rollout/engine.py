@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from tlt_workloads.contract import CaptureSettings, SpeculationReport, decode
+from tlt_workloads.contract import CaptureSettings, SpeculationReport, decode, encode
 from tlt_workloads.rollout.speculation import SpeculationOrder
 
 
@@ -128,7 +128,9 @@ class VllmEngine:
 
     async def capture(self, order: CaptureOrder) -> None:
         """Tells the workers."""
-        await self._client.collective_rpc("tlt_capture", args=(json.dumps(asdict(order)),))
+        await self._client.collective_rpc(
+            "tlt_capture", args=(json.dumps({**asdict(order), "settings": encode(order.settings)}),)
+        )
 
     async def speculate(self, order: SpeculationOrder) -> None:
         """Tells the scheduler, which lives in the engine core's process."""

@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tlt_workloads import contract
 from tlt_workloads.contract import DraftSource
 from tlt_workloads.rollout.pod import RolloutPod
 
@@ -46,10 +47,7 @@ class PodCollector(Collector):
             "tlt:lent_seconds": ("part of the idle time in which the GPU was lent", facts.lent_seconds),
             "tlt:capture_tokens": ("tokens recorded with hidden states", facts.capture.tokens),
             "tlt:capture_bytes": ("bytes written", facts.capture.bytes),
-            "tlt:capture_dropped_tokens": (
-                "tokens not recorded for lack of time or budget",
-                facts.capture.dropped_tokens,
-            ),
+            "tlt:capture_steps": ("steps of the engine that the capture saw", facts.capture.steps),
             "tlt:capture_seconds": ("time taken from the decode path", facts.capture.seconds),
             "tlt:drafts": ("drafts since the active drafter was loaded", facts.acceptance.drafts),
             "tlt:draft_tokens": ("drafted tokens since then", facts.acceptance.draft_tokens),
@@ -59,6 +57,10 @@ class PodCollector(Collector):
         }
         for name, (text, value) in counters.items():
             yield CounterMetricFamily(name, text, value=value)
+        dropped = CounterMetricFamily("tlt:capture_dropped_tokens", "tokens not recorded, by reason", labels=["reason"])
+        for reason, tokens in contract.encode(facts.capture.drops).items():
+            dropped.add_metric([reason], tokens)
+        yield dropped
         drafter = InfoMetricFamily("tlt:drafter", "the drafter in the engine")
         drafter.add_metric(
             [],

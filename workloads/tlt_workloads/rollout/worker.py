@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tlt_workloads.contract import CaptureSettings
+from tlt_workloads.contract import CaptureSettings, decode
 from tlt_workloads.drafter import WEIGHTS_FILE, DrafterError, read_drafter_config
 from tlt_workloads.rollout.capture import CaptureTap
 from tlt_workloads.rollout.compat import steer_drafter, tap_model_runner
 from tlt_workloads.rollout.counters import inherited_page
 from tlt_workloads.rollout.drafter_swap import NOT_LOADED, DrafterSwap, RefusedDrafterError
 from tlt_workloads.rollout.drafts import Drafts
-from tlt_workloads.rollout.recorder import Destination, ShardRecorder
+from tlt_workloads.rollout.recorder import ShardRecorder
+from tlt_workloads.rollout.shard_writer import Destination
 from tlt_workloads.shards import ShardMetadata
 from tlt_workloads.store import open_store
 
@@ -47,9 +48,7 @@ class WorkerSide:
         if self._worker.speculative_config is not None and _sees_hidden_states():
             page = inherited_page()
             self._recorder = ShardRecorder(count=page.add if page else _ignore)
-            self._tap = CaptureTap(
-                self._recorder, count_seconds=(lambda seconds: page.add("seconds", seconds)) if page else _ignore
-            )
+            self._tap = CaptureTap(self._recorder, count=page.add if page else _ignore)
             tap_model_runner(self._worker.model_runner, self._tap)
         self._steer_drafter()
 
@@ -69,7 +68,7 @@ class WorkerSide:
     def capture(self, message: str) -> None:
         """Records from now on as ordered; `message` is the JSON of an `engine.CaptureOrder`."""
         order: dict[str, Any] = json.loads(message)
-        settings = CaptureSettings(**order["settings"])
+        settings = decode(CaptureSettings, order["settings"])
         self._worker.weight_transfer_engine.job_folder.url = order["store_url"]
         if self._tap is None or self._recorder is None:
             return
@@ -81,7 +80,7 @@ class WorkerSide:
                 settings=settings,
             )
         )
-        self._tap.enabled = settings.enabled
+        self._tap.follow(settings)
 
     def stage_drafter(self, path: str, sha256: str) -> dict[str, Any]:
         """Reads a revision in the background."""

@@ -14,8 +14,8 @@ PROMPT = (10, 11, 12)
 STOP = 2
 
 
-def request(prompt: tuple[int, ...] = PROMPT, max_tokens: int | None = 100) -> NewRequest:
-    return NewRequest(prompt_ids=prompt, max_tokens=max_tokens, stop_ids=frozenset({STOP}))
+def request(prompt: tuple[int, ...] = PROMPT, max_tokens: int | None = 100, first_row: int = 0) -> NewRequest:
+    return NewRequest(prompt_ids=prompt, max_tokens=max_tokens, stop_ids=frozenset({STOP}), first_row=first_row)
 
 
 def step(
@@ -44,8 +44,8 @@ def step(
     )
 
 
-def feed(table: SequenceTable, *steps: StepRows) -> int:
-    return sum(table.add(item, admit=frozenset(item.new)) for item in steps)
+def feed(table: SequenceTable, *steps: StepRows) -> list[str]:
+    return [name for item in steps for name in table.add(item)]
 
 
 def values(sequence: CapturedSequence | None) -> list[int]:
@@ -118,21 +118,27 @@ def test_rows_of_an_older_policy_are_left_out() -> None:
     assert values(sequence) == [20, 21]
 
 
-def test_a_sequence_with_a_missing_step_is_given_up() -> None:
+def test_what_came_before_a_missing_step_is_kept() -> None:
     table = SequenceTable()
-    lost = feed(
+    torn = feed(
         table,
         step(("a", 0, [10, 11, 12], [20], False), new={"a": request()}),
-        # the step that fed 20 was dropped
-        step(("a", 4, [21, 91, 92, 93], [22], False)),
+        step(("a", 3, [20], [21], False)),
+        step(("a", 4, [21, 22], [22, 23], False)),
+        # the step that fed 23 was dropped
+        step(("a", 7, [24, 91, 92, 93], [25], False)),
     )
-    assert lost == 3
-    assert table.close("a") is None
+    assert torn == ["a"]
+    sequence = table.close("a", cut=True)
+    assert sequence is not None
+    assert sequence.token_ids.tolist() == [10, 11, 12, 20, 21]  # what followed may have been taken back
+    assert values(sequence) == [10, 11, 12, 20]
+    assert not sequence.finished
 
 
 def test_a_missing_step_is_noticed_behind_rejected_drafts() -> None:
     table = SequenceTable()
-    feed(
+    torn = feed(
         table,
         step(("a", 0, [10, 11, 12], [20], False), new={"a": request()}),
         step(("a", 3, [20, 91, 92, 93], [21], False)),
@@ -140,7 +146,55 @@ def test_a_missing_step_is_noticed_behind_rejected_drafts() -> None:
             ("a", 6, [23], [24], False)
         ),  # between them 21 and 22 were fed and dropped; rows reach up to here all the same
     )
-    assert table.close("a") is None
+    assert torn == ["a"]
+
+
+def test_nothing_is_left_of_a_sequence_torn_in_its_prompt() -> None:
+    table = SequenceTable()
+    torn = feed(
+        table,
+        step(("a", 0, [10], [77], True), new={"a": request()}),
+        step(("a", 2, [12], [20], False)),
+    )
+    assert torn == ["a"]
+    assert table.close("a", cut=True) is None
+
+
+def test_rows_of_a_prompt_that_nobody_wants_are_not_there() -> None:
+    table = SequenceTable()
+    feed(
+        table,
+        step(("a", 0, [], [77], True), new={"a": request(first_row=2)}),
+        step(("a", 2, [12], [20], False)),
+        step(("a", 3, [20], [21], False)),
+    )
+    sequence = table.close("a")
+    assert sequence is not None
+    assert (sequence.first_row, values(sequence)) == (2, [12, 20])
+    assert sequence.token_ids.tolist() == [10, 11, 12, 20, 21]
+
+
+def test_a_sequence_without_any_prompt_row() -> None:
+    table = SequenceTable()
+    feed(
+        table,
+        step(("a", 0, [], [20], False), new={"a": request(first_row=3)}),
+        step(("a", 3, [20, 21], [21, 22], False)),
+        step(("a", 5, [22], [23], False)),
+    )
+    sequence = table.close("a")
+    assert sequence is not None
+    assert (sequence.first_row, values(sequence)) == (3, [20, 21, 22])
+
+
+def test_more_rows_than_wanted_do_no_harm() -> None:
+    table = SequenceTable()
+    feed(
+        table,
+        step(("a", 0, [10, 11, 12], [20], False), new={"a": request(first_row=2)}),
+        step(("a", 3, [20], [21], False)),
+    )
+    assert values(table.close("a")) == [12, 20]
 
 
 def test_what_follows_the_end_is_cut_off() -> None:
@@ -152,15 +206,9 @@ def test_what_follows_the_end_is_cut_off() -> None:
 
 def test_requests_that_were_not_admitted_leave_nothing() -> None:
     table = SequenceTable()
-    table.add(step(("a", 0, [10], [20], False), new={"a": request((10,))}), admit=frozenset())
+    feed(table, step(("a", 0, [10], [20], False)))
     assert table.size == 0
     assert table.close("a") is None
-
-
-def test_a_request_that_ran_before_the_capture_began_is_left_alone() -> None:
-    table = SequenceTable()
-    feed(table, step(("a", 9, [20, 21], [22], False), new={"a": request()}))
-    assert table.size == 0
 
 
 def test_an_aborted_prompt_is_not_worth_keeping() -> None:

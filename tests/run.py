@@ -64,8 +64,8 @@ STAGES = (
     ),
     Stage(
         name="object-store",
-        command=(SYSTEM_PYTHON, "-m", "devcluster", "build", "versitygw"),
-        expected=(2, 0.1),
+        command=(SYSTEM_PYTHON, "-m", "devcluster", "build", "seaweedfs"),
+        expected=(6, 0.1),
         after=("prometheus",),
     ),
     Stage(name="environment", command=("make", "venv"), expected=(6, 0.1)),

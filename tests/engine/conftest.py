@@ -67,6 +67,12 @@ class Reference:
         return ids[len(prompt) :]
 
     @torch.no_grad()
+    def is_greedy(self, prompt: list[int], output: list[int]) -> bool:
+        """Whether each token of an output is the likeliest one after those before it, in one pass."""
+        logits = self.model(torch.tensor([prompt + output[:-1]])).logits[0, len(prompt) - 1 :]
+        return bool(torch.equal(logits.argmax(dim=-1), torch.tensor(output)))
+
+    @torch.no_grad()
     def hidden_states(self, ids: list[int], layers: tuple[int, ...]) -> torch.Tensor:
         """[tokens, layers + 1, hidden], the last column after the final norm."""
         output = self.model.model(torch.tensor([ids]), output_hidden_states=True)

@@ -94,7 +94,7 @@ def test_an_aborted_request_leaves_what_it_had_generated(server: RolloutServer, 
     assert not sequence.finished
     generated = sequence.token_ids[4:].tolist()
     assert 10 < len(generated) < 480
-    assert generated == reference.greedy(prompt, tokens=len(generated))
+    assert reference.is_greedy(prompt, generated)
     assert_right(sequence, reference)
 
 
@@ -102,14 +102,15 @@ def test_a_pause_in_the_middle_of_a_sequence(server: RolloutServer, reference: R
     mark = last_shard(server)
     before = server.state()["generatedTokens"]
     with ThreadPoolExecutor(1) as pool:
-        generation = pool.submit(server.generate, PROMPTS[:4], max_tokens=200)
-        eventually(lambda: server.state()["generatedTokens"] > before + 40, deadline=60, reason="it generates")
+        generation = pool.submit(server.generate, PROMPTS, max_tokens=400)
+        eventually(lambda: server.state()["generatedTokens"] > before, deadline=60, reason="it generates")
         assert server.call("POST", "/pause?mode=keep")[0] == 200
         assert not generation.done()
         assert server.call("POST", "/resume")[0] == 200
         outputs = generation.result()
-    for prompt, output in zip(PROMPTS, outputs, strict=False):
-        sequence = of_prompt(recorded(server, after=mark, sequences=4), prompt)
+    found = recorded(server, after=mark, sequences=len(PROMPTS))
+    for prompt, output in zip(PROMPTS, outputs, strict=True):
+        sequence = of_prompt(found, prompt)
         assert sequence.token_ids.tolist() == prompt + output
         assert len(sequence.hidden_states) == len(sequence.token_ids) - 1
         assert_right(sequence, reference)

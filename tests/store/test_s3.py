@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import itertools
+import multiprocessing
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +66,7 @@ def test_it_keeps_files_as_a_volume_does(store: Store) -> None:
     store.remove("a/two")
     assert not store.exists("a/two")
     store.remove("a")
-    assert store.folders("") == ()
+    assert store.list("a") == store.list("a/deep") == ()
     with pytest.raises(FileNotFoundError):
         store.read("a/one")
 
@@ -74,6 +76,22 @@ def test_of_many_writers_one_creates_a_file(store: Store) -> None:
         won = list(pool.map(lambda number: store.create("taken", f"{number}".encode()), range(8)))
     assert won.count(True) == 1
     assert store.read("taken") == f"{won.index(True)}".encode()
+
+
+def test_a_forked_worker_uses_the_store_beside_its_supervisor(store: Store) -> None:
+    """Clients of object stores run a thread that a fork does not take along."""
+    store.write_atomic("from-supervisor", b"1")
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=_write_from_a_worker, args=(store.url,))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert store.read("from-worker") == b"1"
+
+
+def _write_from_a_worker(url: str) -> None:
+    store = open_store(url)
+    store.write_atomic("from-worker", store.read("from-supervisor"))
 
 
 def test_what_a_recorder_writes_a_trainer_reads(store: Store) -> None:
@@ -111,14 +129,14 @@ def test_the_ring_gives_up_the_oldest_policy(store: Store) -> None:
 def test_a_reader_never_sees_half_a_shard(store: Store) -> None:
     """The same shard is written again and again, in two sizes, the larger one in several parts."""
     over, reads = threading.Event(), 0
-    small, large = [sequence(100, width=1024)], [sequence(4000, width=8192)]  # 131 MB, which s3fs sends in parts
+    small, large = [sequence(100, width=1024)], [sequence(3300, width=8192)]  # 108 MB, which s3fs sends in parts
     path = write_shard(store, "pod", number=0, sequences=small, metadata=METADATA).path
     large_path = write_shard(store, "large", number=0, sequences=large, metadata=METADATA).path
     data = {len(item): item for item in (store.read(path), store.read(large_path))}
 
     def write() -> None:
         try:
-            for _ in range(3):
+            for _ in range(2):
                 for item in data.values():
                     store.write_atomic(path, item)
         finally:
@@ -133,7 +151,7 @@ def test_a_reader_never_sees_half_a_shard(store: Store) -> None:
                 [found] = read_shard(store, path, expected=METADATA)
             except FileNotFoundError:
                 pytest.fail("a file that is replaced is there all the time")
-            assert len(found.hidden_states) in (100, 4000)
+            assert len(found.hidden_states) in (100, 3300)
             reads += 1
         writing.result()
     assert reads > 3
@@ -187,12 +205,12 @@ def test_wrong_credentials_are_named_counted_and_not_told(
     assert not [text for text in heard if wrong in text or SECRET_KEY in text]
 
 
-def test_a_bucket_that_does_not_exist(server: ObjectStore) -> None:
-    bench = RecorderBench(open_store("s3://no-such-bucket/tlt"))
+def test_a_bucket_of_somebody_else(server: ObjectStore) -> None:
+    bench = RecorderBench(open_store("s3://another-bucket/tlt"))
     with warnings_of_the_capture() as said:
-        record(bench, "lost", total="dropped_store_gone")
+        record(bench, "lost", total="dropped_store_denied")
         bench.recorder.stop()
-    assert "look at spec.store.url" in said[0]
+    assert "who may write there" in said[0]
 
 
 def test_a_server_that_goes_and_comes_back(url: str, server: ObjectStore) -> None:
@@ -217,18 +235,11 @@ def test_a_server_that_does_not_answer_holds_nobody_up(
     monkeypatch.setattr("tlt_workloads.rollout.recorder.PENDING_BYTES", 3 * 20 * 16)
     bench = RecorderBench(open_store(url))
     record(bench, "before", total="tokens")
+    names = (f"request-{number}" for number in itertools.count())
     server.freeze()
     try:
-        offered = 0
-
-        def dropped() -> bool:
-            nonlocal offered
-            offered += 1
-            bench.sequence(f"during-{offered}")
-            return bench.counts["dropped_behind"] > 0
-
-        eventually(dropped, deadline=10, reason="steps are dropped")
+        eventually(lambda: not bench.sequence(next(names)), reason="a step is dropped")
     finally:
         server.thaw()
-    record(bench, "after", total="tokens", tokens=60)
+    eventually(lambda: bench.sequence(next(names)) and bench.counts["tokens"] > 200, deadline=60, reason="it goes on")
     bench.stop()

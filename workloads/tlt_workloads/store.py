@@ -23,6 +23,9 @@ import fsspec
 
 SUPPORTED_SCHEMES = ("file", "s3", "gs", "abfs", "memory")
 _CHUNK = 1 << 20
+# One more try at most, and soon: whoever uses the store tries again anyway, and must not hang meanwhile.
+_S3_CLIENT = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 1}}
+_S3_TRIES = 2
 
 
 class StoreError(ValueError):
@@ -115,8 +118,10 @@ class Store:
                 _write_linked(Path(target), data)
             else:
                 self._files.pipe_file(target, data, mode="create")
-        except FileExistsError:
-            return False
+        except OSError as error:
+            if isinstance(error, FileExistsError) or _is_taken(error):
+                return False
+            raise
         return True
 
     def read(self, path: str, *, start: int = 0, stop: int | None = None) -> bytes:
@@ -198,14 +203,26 @@ def open_store(url: str) -> Store:
     if scheme == "file" and not url.startswith(("/", "file:///")):
         raise StoreError(f"store.url: {url!r} is not absolute; write file:///folder")
     try:
-        files, root = fsspec.core.url_to_fs(url)
+        files, root = fsspec.core.url_to_fs(url, **({"config_kwargs": _S3_CLIENT} if scheme == "s3" else {}))
     except ImportError as error:
         raise StoreError(f"store.url: {scheme} needs a package that this image does not have: {error}") from error
+    if scheme == "s3":
+        files.retries = _S3_TRIES
     return Store(url, files, root.rstrip("/"))
 
 
 def _protocols(files: Any) -> tuple[str, ...]:
     return (files.protocol,) if isinstance(files.protocol, str) else tuple(files.protocol)
+
+
+def _is_taken(error: BaseException | None) -> bool:
+    """Whether an object store refuses a conditional write; `s3fs` has no word for that."""
+    while error is not None:
+        code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")
+        if code in ("PreconditionFailed", "ConditionalRequestConflict"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _relative(path: str) -> str:

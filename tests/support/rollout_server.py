@@ -127,9 +127,13 @@ class RolloutServer:
         return {"revision": name, "url": f"file://{folder}", "sha256": digest}
 
 
+PLUGGED = "tlt_workloads.rollout.serve"
+STOCK = "vllm.entrypoints.launchers.api_server.entry"  # what the command `vllm serve` runs
+
+
 @contextlib.contextmanager
 def rollout_server(
-    model: Path, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None
+    model: Path, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None, module: str = PLUGGED
 ) -> Iterator[RolloutServer]:
     """Starts a server, waits until it answers, and stops it with all its processes.
 
@@ -138,6 +142,7 @@ def rollout_server(
         arguments: further flags.
         folder: for its store, token, scratch space and log.
         environment: further variables.
+        module: to run; `STOCK` is vLLM without the plugin if `VLLM_PLUGINS` says so.
     """
     entry_points = importlib.metadata.entry_points(group="vllm.endpoint_plugins")
     assert "tlt" in {point.name for point in entry_points}, "vLLM cannot find the plugin; run `make venv` first"
@@ -155,7 +160,7 @@ def rollout_server(
         "HF_HUB_OFFLINE": "1",
         **(environment or {}),
     }
-    command = [sys.executable, "-m", "tlt_workloads.rollout.serve", "--model", str(model), "--port", str(port)]
+    command = [sys.executable, "-m", module, "--model", str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", "policy", "--enforce-eager", *arguments]
     with log.open("w") as output:
         process = subprocess.Popen(

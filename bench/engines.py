@@ -1,0 +1,94 @@
+"""Real engines on this machine, outside a cluster, for benchmarks of the rollout plugin alone."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.results import ROOT
+from devcluster.settings import cache_folder
+from tests.support.rollout_server import JOB, RolloutServer
+
+FLAGS = ("--max-model-len", "1024", "--max-num-seqs", "32", "--seed", "1")
+SUBJECTS = (
+    *(
+        "a baker who sells rolls",
+        "a train that is late",
+        "the water cycle",
+        "a birthday party",
+        "the colour of the sky",
+    ),
+    *(
+        "a way to sort numbers",
+        "the rules of chess",
+        "a town by the sea",
+        "the life of a bee",
+        "prime numbers",
+        "bread",
+    ),
+    *("a letter to a friend", "the moon", "saving money", "a summer rain", "photosynthesis"),
+)
+REQUESTS = (
+    "Explain {subject} step by step.",
+    "Say one sentence about {subject}.",
+    "Write a story about {subject}.",
+    "List five facts about {subject}.",
+)
+
+
+def small_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, made from the package that ships it if it is not there."""
+    folder = cache_folder() / "models" / "smollm2-135m-instruct"
+    subprocess.run([sys.executable, ROOT / "images" / "workloads" / "convert_model.py", folder], check=True)
+    return folder
+
+
+def question(number: int) -> str:
+    """One of 64 prompts in the model's chat format; their answers differ much in length."""
+    text = REQUESTS[number % len(REQUESTS)].format(subject=SUBJECTS[number // len(REQUESTS) % len(SUBJECTS)])
+    return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def answer(server: RolloutServer, number: int, **fields: object) -> int:
+    """Tokens of the answer to a prompt.
+
+    Raises:
+        RuntimeError: the server did not answer it.
+    """
+    status, body = server.call("POST", "/v1/completions", {"model": "policy", "prompt": question(number), **fields})
+    if status != 200:
+        raise RuntimeError(f"request {number}: {status} {body}")
+    return int(body["usage"]["completion_tokens"])
+
+
+def rate(server: RolloutServer, *, requests: int, tokens: int, first: int = 0) -> float:
+    """Tokens per second of a batch that runs together, greedy and of fixed length, so that all do the same work."""
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(requests) as pool:
+        jobs = [
+            pool.submit(answer, server, first + number, max_tokens=tokens, temperature=0, ignore_eos=True)
+            for number in range(requests)
+        ]
+        total = sum(job.result() for job in jobs)
+    return total / (time.monotonic() - began)
+
+
+def configure(server: RolloutServer, *, capture: dict[str, object], draft_length: int) -> None:
+    """Tells a server what to record and how much to draft.
+
+    Raises:
+        RuntimeError: it refuses.
+    """
+    mode = "Static" if draft_length else "Off"
+    config = {
+        "job": JOB,
+        "storeUrl": f"file://{server.store}",
+        "capture": {"maxTokensPerStep": 1 << 30, **capture},
+        "speculation": {"mode": mode, "draftLength": draft_length},
+    }
+    status, body = server.call("POST", "/tlt/v1/config", config)
+    if status != 200:
+        raise RuntimeError(f"the configuration was refused: {status} {body}")

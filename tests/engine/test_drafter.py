@@ -50,6 +50,34 @@ def test_another_drafter_drafts_differently(server: RolloutServer) -> None:
     assert accepted <= sum(output.count(only) for output in outputs)
 
 
+def test_the_servers_own_drafter_comes_back_and_drafts_as_before(server: RolloutServer) -> None:
+    status, answer = server.call("DELETE", "/tlt/v1/drafter")
+    assert status == 200, answer
+    own = server.state()
+    assert own["drafterRevision"] is None
+    expected = server.generate(PROMPTS, max_tokens=64)
+    before = server.state()["acceptance"]
+    body = server.revision("other", save(perturbed(weights(server), seed=9, amount=0.5)))
+    assert server.call("POST", "/tlt/v1/drafter", body)[0] == 200
+    assert server.state()["drafterRevision"] == "other"
+    with server.generating(PROMPTS, max_tokens=64) as results:
+        status, answer = server.call("DELETE", "/tlt/v1/drafter")
+        assert status == 200, answer
+    assert answer["drafterRevision"] is None
+    assert answer["drafterDigest"] == own["drafterDigest"]
+    assert results == [expected] * len(results)
+    status, answer = server.call("DELETE", "/tlt/v1/drafter")
+    assert status == 200, "once more is no error"
+    body = server.revision("again", save(weights(server)))
+    assert server.call("POST", "/tlt/v1/drafter", body)[0] == 200
+    server.generate(PROMPTS, max_tokens=64)
+    same = server.state()["acceptance"]
+    server.call("DELETE", "/tlt/v1/drafter")
+    server.generate(PROMPTS, max_tokens=64)
+    after = server.state()["acceptance"]
+    assert (after["drafts"], after["acceptedTokens"]) == (same["drafts"], same["acceptedTokens"]), before
+
+
 def refused(server: RolloutServer, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     status, answer = server.call("POST", "/tlt/v1/drafter", server.revision(name, save(tensors)))
     assert status == 422, answer

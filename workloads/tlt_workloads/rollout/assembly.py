@@ -150,7 +150,8 @@ async def assemble(client: Any, args: Namespace) -> Rollout:
     if speculative is not None:
         longest = speculative.num_speculative_tokens
         pod.speculation = SpeculationSettings(mode=SpeculationMode.ADAPTIVE, draft_length=longest)
-        pod.drafter_digest = _digest_of(Path(speculative.draft_model_config.model) / WEIGHTS_FILE)
+        pod.own_drafter_digest = _digest_of(Path(speculative.draft_model_config.model) / WEIGHTS_FILE)
+        pod.drafter_digest = pod.own_drafter_digest
     rollout = Rollout(
         pod=pod,
         updates=Updates(

@@ -23,6 +23,7 @@ from tlt_workloads.contract import RolloutState
 CONTROLS = 4  # control pods for each canary: more would hardly make the difference of the two sides more precise
 MOST_CONTROLS = 64
 MOST_STRATA = 256  # a trial with more has seen many policies and few drafts of each, and begins anew
+LATE_AFTER = 30.0  # seconds that a canary may take to load the revision before another pod tries it
 LOST_AFTER = 300.0  # seconds of silence after which a pod is no longer waited for
 
 
@@ -61,6 +62,12 @@ class Arm:
     readings: tuple[Reading, ...] = ()
     restarts: int = 0  # of its containers, when it was looked at last
     loaded: bool = False  # it had the drafter of its side since then
+    waited: float = 0.0  # seconds without the drafter of its side
+
+    @property
+    def late(self) -> bool:
+        """Whether a canary has kept the others waiting for too long."""
+        return self.waited > LATE_AFTER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +160,11 @@ def follow_trial(
         crashed = arm.side is Side.CANARY and arm.loaded and view.pod.restarts > arm.restarts
         crashes += crashed
         arm = replace(arm, restarts=view.pod.restarts, loaded=arm.loaded and not crashed)
-        looked.append(_count(arm, view, setup, comparison, strata))
-    counted = tuple(strata.values()) if len(strata) <= MOST_STRATA else ()
-    return replace(trial, arms=tuple(looked), crashes=crashes, strata=counted)
+        counted = _count(arm, view, setup, comparison, strata)
+        held = counted.boot != ""
+        looked.append(replace(counted, waited=arm.waited if held else arm.waited + elapsed))
+    kept = tuple(strata.values()) if len(strata) <= MOST_STRATA else ()
+    return replace(trial, arms=tuple(looked), crashes=crashes, strata=kept)
 
 
 def holds(view: RolloutView, revision: Revision | None) -> bool:
@@ -204,8 +213,13 @@ def _beside(
     """Pods stay on their side for as long as they answer; one at least is always a control."""
     wanted = min(setup.replicas, max(0, len(present) - 1))
     there = {view.pod.uid for view in present if snapshot.silence(view) <= snapshot.limits.silence}
-    kept = [arm for arm in trial.arms if arm.uid in there]
-    free = in_turn(reachable, setup.candidate.name)
+    kept = [
+        replace(arm, side=Side.CONTROL, boot="", readings=()) if arm.side is Side.CANARY and arm.late else arm
+        for arm in trial.arms
+        if arm.uid in there
+    ]
+    late = {arm.uid for arm in kept if arm.late}
+    free = sorted(in_turn(reachable, setup.candidate.name), key=lambda view: view.pod.uid in late)
     canaries = [arm for arm in kept if arm.side is Side.CANARY][:wanted]
     taken = {arm.uid for arm in canaries}
     fresh = [view for view in free if view.pod.uid not in taken][: wanted - len(canaries)]

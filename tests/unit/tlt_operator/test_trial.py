@@ -96,6 +96,18 @@ def test_a_silent_canary_is_replaced() -> None:
     assert look(trial, views).canaries[0].pod != canary
 
 
+def test_a_canary_that_does_not_come_to_load_it_is_replaced_for_good() -> None:
+    trial, slow, _ = begin("a", "b", "c")
+    for _ in range(40):
+        trial = look(trial, [pod(name, 1) for name in "abc"])
+        if trial.canaries[0].pod != slow:
+            break
+    other = trial.canaries[0].pod
+    assert other != slow
+    trial = look(trial, [pod(name, 2 if name == other else 1) for name in "abc"])
+    assert trial.canaries[0].pod == other
+
+
 def test_only_what_was_drafted_during_the_trial_counts() -> None:
     _, canary, (control,) = begin("a", "b")
     trial = look(Trial(), [pod(canary, 1, 700, 500), pod(control, 1, 9000, 8000)])

@@ -15,21 +15,12 @@ from tlt_operator.plan.actions import Action, LiveEvidence, LoadDrafter, MarkRev
 from tlt_operator.plan.candidates import find_candidates
 from tlt_operator.plan.rulings import Verdict, judge
 from tlt_operator.plan.snapshot import RolloutView, Snapshot
-from tlt_operator.plan.trial import Setup, Trial, follow_trial, holds, in_turn, read_trial
+from tlt_operator.plan.standing import Remark, Standing, find_remarks, missing_pin, stand, withdraw
+from tlt_operator.plan.trial import Setup, Trial, follow_trial, holds, read_trial, turn
 from tlt_operator.plan.waves import SLOW_AFTER, Missing, next_wave
 from tlt_operator.plan.worker import WorkerState
 
-_OPEN = (None, RevisionPhase.CANDIDATE, RevisionPhase.CANARY)
 LONGEST_STEP = 5.0  # seconds that count of the time between two looks: a trial does not run while nobody looks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Remark:
-    """Something that a person should hear of once."""
-
-    reason: EventReason
-    subject: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +51,13 @@ class Rollout:
     memory: ReleaseMemory = field(default_factory=ReleaseMemory)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Standing:
-    """The revisions by what they are now, people's wishes included."""
-
-    active: Revision | None
-    ruling: Ruling | None  # why `active` is it, when its status does not say so yet
-    tried: Revision | None  # on trial, or next
-    waiting: Revision | None  # newer than the one on trial
-    marks: tuple[MarkRevision, ...]
-
-
 def decide_revisions(
     snapshot: Snapshot, workers: Mapping[str, WorkerState], before: ReleaseMemory | None = None
 ) -> Rollout:
     """Revisions to make, to load and to mark."""
     before = before or ReleaseMemory()
     release = snapshot.job.spec.release
-    standing = _stand(snapshot)
+    standing = stand(snapshot)
     reachable = [view for view in snapshot.rollouts if _takes_drafters(view, workers[view.pod.uid])]
     marks, active, tried = list(standing.marks), standing.active, standing.tried
     memory, verdict, targets = ReleaseMemory(), None, dict[str, Revision | None]()
@@ -109,6 +89,9 @@ def decide_revisions(
         marks.append(_mark_without_trial(tried, counts, refusals, reachable))
     if active is not None:
         marks += _active_marks(snapshot, standing, reachable, targets)
+    remarks = find_remarks(snapshot)
+    if tried is not None and verdict is not None and verdict.held:
+        remarks += (Remark(reason=EventReason.REVISION_HELD, subject=tried.name, message=verdict.message),)
     measured = _measure(view for view in reachable if active is not None and view.has(active))
     return Rollout(
         actions=(*find_candidates(snapshot), *spread, *marks),
@@ -120,68 +103,10 @@ def decide_revisions(
         accept_length=measured.accept_length,
         baseline=_baseline(snapshot.revisions, active),
         arriving=_arriving(snapshot, reachable, spread),
-        missing_pin=_missing_pin(snapshot),
-        remarks=_remarks(snapshot, tried, verdict),
+        missing_pin=missing_pin(snapshot),
+        remarks=remarks,
         memory=memory,
     )
-
-
-def _stand(snapshot: Snapshot) -> _Standing:
-    revisions = sorted(snapshot.revisions, key=lambda item: item.number)
-    pinned = next((item for item in revisions if item.name == snapshot.job.spec.release.pin), None)
-    withdrawn = [item for item in revisions if item.wish is Wish.ROLL_BACK and item is not pinned]
-    marks = [
-        _withdraw(item, RevisionReason.BY_HAND, "Rolled back by hand (tlt.dev/rollback)")
-        for item in withdrawn
-        if item.phase is not RevisionPhase.ROLLED_BACK
-    ]
-    usable = [item for item in revisions if item not in withdrawn and item.phase is not RevisionPhase.ROLLED_BACK]
-    active, ruling = _find_active(usable, pinned)
-    open_ones = [item for item in usable if item.phase in _OPEN and item is not active]
-    if pinned is None:
-        asked = next((item for item in reversed(open_ones) if item.wish is Wish.PROMOTE), None)
-        if asked is not None:
-            active, ruling = asked, Ruling(reason=RevisionReason.BY_HAND, words="Promoted by hand (tlt.dev/promote)")
-            open_ones = [item for item in open_ones if item.number > asked.number]
-        if active is not None and active.phase is RevisionPhase.ACTIVE:
-            stale = [item for item in open_ones if item.number < active.number]
-            marks += [_overtake(item, active) for item in stale]
-            open_ones = [item for item in open_ones if item not in stale]
-    tried, waiting = _next_in_line(snapshot, open_ones, pinned=pinned)
-    last = waiting or tried
-    marks += [_overtake(item, last) for item in open_ones if last is not None and item not in (tried, waiting)]
-    if waiting is not None:
-        marks.append(_wait(snapshot, waiting, tried=tried, pinned=pinned))
-    return _Standing(active=active, ruling=ruling, tried=tried, waiting=waiting, marks=tuple(marks))
-
-
-def _find_active(usable: Sequence[Revision], pinned: Revision | None) -> tuple[Revision | None, Ruling | None]:
-    """The revision for all pods, and why it is it when that is news."""
-    if pinned is not None:
-        words = "Pinned by spec.release.pin"
-        news = pinned.phase is not RevisionPhase.ACTIVE
-        return pinned, Ruling(reason=RevisionReason.PINNED, words=words) if news else None
-    active = next((item for item in reversed(usable) if item.phase is RevisionPhase.ACTIVE), None)
-    if active is not None:
-        return active, None
-    # Only a roll-back leaves no active one behind: whoever is promoted is so before the last one is replaced.
-    last = next((item for item in reversed(usable) if item.promoted and item.phase not in _OPEN), None)
-    words = "Restored: the revision after it was rolled back"
-    return last, Ruling(reason=RevisionReason.RESTORED, words=words) if last is not None else None
-
-
-def _next_in_line(
-    snapshot: Snapshot, open_ones: Sequence[Revision], *, pinned: Revision | None
-) -> tuple[Revision | None, Revision | None]:
-    """The one on trial, which goes on, and the newest behind it; without a trial that goes on the newest is next."""
-    newest = open_ones[-1] if open_ones else None
-    running = next((item for item in reversed(open_ones) if item.phase is RevisionPhase.CANARY), None)
-    if pinned is not None:
-        return None, newest
-    if running is None and snapshot.job.spec.suspend:
-        return None, newest
-    tried = running or newest
-    return tried, newest if newest is not tried else None
 
 
 def _spread(
@@ -195,8 +120,7 @@ def _spread(
     missing: list[Missing] = []
     actions: list[Action] = []
     loaded = 0
-    turn = {view.pod.uid: index for index, view in enumerate(in_turn(reachable, active.name if active else ""))}
-    for view in sorted(reachable, key=lambda view: turn[view.pod.uid]):
+    for view in reachable:
         wanted = targets.get(view.pod.uid, active)
         if holds(view, wanted):
             loaded += 1
@@ -208,7 +132,9 @@ def _spread(
                 actions.append(UnloadDrafter(rollout_uid=view.pod.uid, why=f"it has {name}, and none is active"))
         elif wanted.name not in view.refusals:
             missing.append(Missing(view=view, revision=wanted))
-    missing.sort(key=lambda item: (_has_any(item.view), item.view.pod.uid not in targets))
+    missing.sort(
+        key=lambda item: (_has_any(item.view), item.view.pod.uid not in targets, turn(item.view, item.revision.name))
+    )
     most = snapshot.job.spec.release.max_unavailable
     return [*actions, *next_wave(missing, snapshot, loaded=loaded, most=most)]
 
@@ -283,7 +209,7 @@ def _mark_without_trial(
 
 def _active_marks(
     snapshot: Snapshot,
-    standing: _Standing,
+    standing: Standing,
     reachable: Sequence[RolloutView],
     targets: Mapping[str, Revision | None],
 ) -> list[MarkRevision]:
@@ -313,28 +239,6 @@ def _active_marks(
     return marks
 
 
-def _withdraw(revision: Revision, reason: RevisionReason, words: str) -> MarkRevision:
-    ruling = Ruling(reason=reason, words=words)
-    return MarkRevision(revision=revision, phase=RevisionPhase.ROLLED_BACK, message=words, ruling=ruling)
-
-
-def _overtake(revision: Revision, newer: Revision) -> MarkRevision:
-    words = f"{newer.name} came before it was decided on"
-    ruling = Ruling(reason=RevisionReason.OVERTAKEN, words=words)
-    return MarkRevision(revision=revision, phase=RevisionPhase.SUPERSEDED, message=words, ruling=ruling)
-
-
-def _wait(snapshot: Snapshot, revision: Revision, *, tried: Revision | None, pinned: Revision | None) -> MarkRevision:
-    if pinned is not None:
-        words = f"Waits: spec.release.pin holds the job to {pinned.name}"
-    elif tried is not None:
-        words = f"Waits until {tried.name} is decided on"
-    else:
-        words = "Waits: spec.suspend is true" if snapshot.job.spec.suspend else "Waits"
-    ruling = Ruling(reason=RevisionReason.WAITING, words=words)
-    return MarkRevision(revision=revision, phase=RevisionPhase.CANDIDATE, message=words, ruling=ruling)
-
-
 def _most_refused(counts: PodCounts) -> bool:
     return 2 * counts.failed > counts.total
 
@@ -342,57 +246,13 @@ def _most_refused(counts: PodCounts) -> bool:
 def _refused_by_most(revision: Revision, counts: PodCounts, refusals: Mapping[str, str]) -> MarkRevision:
     pod, why = next(iter(refusals.items()))
     words = f"{counts.failed} of {counts.total} rollout pods refused it; {pod}: {why}"
-    return _withdraw(revision, RevisionReason.REFUSED, words)
+    return withdraw(revision, RevisionReason.REFUSED, words)
 
 
 def _last_before(revisions: Iterable[Revision], active: Revision) -> Revision | None:
     """What would be restored if `active` were rolled back."""
     earlier = [item for item in revisions if item.phase is RevisionPhase.SUPERSEDED and item.promoted]
     return max((item for item in earlier if item is not active), key=lambda item: item.number, default=None)
-
-
-def _remarks(snapshot: Snapshot, tried: Revision | None, verdict: Verdict | None) -> tuple[Remark, ...]:
-    """What people asked for and did not get, and what the operator leaves to them."""
-    found = [
-        Remark(
-            reason=EventReason.RELEASE_IGNORED,
-            subject=f"{item.name}/{annotation}",
-            message=f'Annotation {annotation} of {item.name} does nothing: its value must be "true"',
-        )
-        for item in snapshot.revisions
-        for annotation in item.odd_wishes
-    ]
-    pin = snapshot.job.spec.release.pin
-    for item in snapshot.revisions:
-        why = _why_not(item, pin)
-        if why is not None:
-            found.append(Remark(reason=EventReason.RELEASE_IGNORED, subject=f"{item.name}/wish", message=why))
-    if (missing := _missing_pin(snapshot)) is not None:
-        message = f"spec.release.pin names {missing}, which is no DrafterRevision of this job; nothing is pinned"
-        found.append(Remark(reason=EventReason.RELEASE_IGNORED, subject="pin", message=message))
-    if tried is not None and verdict is not None and verdict.held:
-        found.append(Remark(reason=EventReason.REVISION_HELD, subject=tried.name, message=verdict.message))
-    return tuple(found)
-
-
-def _why_not(revision: Revision, pin: str | None) -> str | None:
-    """Why a wish is not fulfilled; None when it is, or there is none."""
-    name = revision.name
-    if revision.wish is Wish.ROLL_BACK and name == pin:
-        return f"{name} is not rolled back while spec.release.pin names it"
-    if revision.wish is Wish.PROMOTE:
-        if pin is not None and name != pin:
-            return f"{name} is not promoted while spec.release.pin holds the job to {pin}"
-        if revision.phase is RevisionPhase.ROLLED_BACK and name != pin:
-            return f"{name} was rolled back and is not promoted; set spec.release.pin to {name} to use it all the same"
-        if revision.phase is RevisionPhase.SUPERSEDED and not revision.promoted:
-            return f"{name} was overtaken by a newer revision; set spec.release.pin to {name} to use it all the same"
-    return None
-
-
-def _missing_pin(snapshot: Snapshot) -> str | None:
-    pin = snapshot.job.spec.release.pin
-    return pin if pin is not None and all(item.name != pin for item in snapshot.revisions) else None
 
 
 def _takes_drafters(view: RolloutView, worker: WorkerState) -> bool:

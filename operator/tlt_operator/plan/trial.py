@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,9 +174,9 @@ def holds(view: RolloutView, revision: Revision | None) -> bool:
     return view.state is not None and view.state.drafter_revision is None
 
 
-def in_turn(views: Iterable[RolloutView], revision: str) -> list[RolloutView]:
-    """In an order that is another one for each revision, so that not the same pods always go first."""
-    return sorted(views, key=lambda view: hashlib.sha256(f"{revision}/{view.pod.uid}".encode()).digest())
+def turn(view: RolloutView, revision: str) -> bytes:
+    """A pod's place in an order that is another one for each revision: not the same pods always go first."""
+    return hashlib.sha256(f"{revision}/{view.pod.uid}".encode()).digest()
 
 
 def readings_of(state: RolloutState) -> tuple[Reading, ...]:
@@ -219,7 +219,8 @@ def _beside(
         if arm.uid in there
     ]
     late = {arm.uid for arm in kept if arm.late}
-    free = sorted(in_turn(reachable, setup.candidate.name), key=lambda view: view.pod.uid in late)
+    name = setup.candidate.name
+    free = sorted(reachable, key=lambda view: (view.pod.uid in late, turn(view, name)))
     canaries = [arm for arm in kept if arm.side is Side.CANARY][:wanted]
     taken = {arm.uid for arm in canaries}
     fresh = [view for view in free if view.pod.uid not in taken][: wanted - len(canaries)]

@@ -31,6 +31,8 @@ from tlt_operator.reconcile.objects import Objects
 from tlt_operator.reconcile.pool_observer import PoolMemories, PoolObserver
 from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerPhase, TrainerState
 
+CLOSE_WAIT = 2.0  # seconds that a pod of a trial may hold back an answer without news: what it drafts is none
+
 
 class Deeds(Protocol):
     """What was done lately that the pods' answers cannot show yet."""
@@ -98,6 +100,7 @@ class Observer:
     def __init__(self, context: Context, job: Job, pods: PodClient, *, wake: Callable[[], None]) -> None:
         self._context = context
         self._pods = _Pods()
+        self._closely: frozenset[str] = frozenset()  # URLs
         self._asked: tuple[int, int] | None = None  # the pods that are asked, as of this version, and their port
         self._views: dict[str, _Seen] = {}
         self._first_seen: dict[str, float] = {}
@@ -125,7 +128,8 @@ class Observer:
         )
 
         async def ask_rollout(url: str, seq: int) -> RolloutState:
-            return await RolloutClient(pods, url=url).poll_state(seq=seq, wait=wait)
+            patience = min(wait, CLOSE_WAIT) if url in self._closely else wait
+            return await RolloutClient(pods, url=url).poll_state(seq=seq, wait=patience)
 
         async def ask_trainer(url: str, seq: int) -> TrainerState:
             return await poll_trainer(pods, url, seq=seq, wait=wait)
@@ -169,6 +173,11 @@ class Observer:
         self._rollout_answers.follow({it.uid: pod_url(it, job.spec.port) for it in pods.rollouts if _can_answer(it)})
         self._trainer_answers.follow({it.uid: pod_url(it, TRAINER_PORT) for it in pods.trainers if _can_answer(it)})
         self._gateway_answers.follow({it.uid: pod_url(it, GATEWAY_PORT) for it in pods.gateways if _can_answer(it)})
+
+    def ask_closely(self, job: Job, uids: Iterable[str]) -> None:
+        """Asks these rollout pods often for what they count while their state stays as it is."""
+        pods = self._known_pods().by_uid
+        self._closely = frozenset(pod_url(pods[uid], job.spec.port) for uid in uids if uid in pods)
 
     def snapshot(
         self, job: Job, *, deeds: Deeds, memories: Memories, rivals: tuple[Wish, ...], child_failure: str | None

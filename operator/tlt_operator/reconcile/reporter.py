@@ -12,9 +12,10 @@ from tlt_operator.plan.conditions import Status
 from tlt_operator.plan.decision import Decision, Transition
 from tlt_operator.plan.ledger import Ledger
 from tlt_operator.plan.lending import window_error
-from tlt_operator.plan.revisions import Remark, Rollout
+from tlt_operator.plan.revisions import Rollout
 from tlt_operator.plan.rulings import log10
 from tlt_operator.plan.snapshot import Snapshot, TrainerView
+from tlt_operator.plan.standing import Remark
 from tlt_operator.plan.trial import Side, Trial
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.context import Context

@@ -180,10 +180,18 @@ def turn(view: RolloutView, revision: str) -> bytes:
 
 
 def readings_of(state: RolloutState) -> tuple[Reading, ...]:
-    """A pod's totals by draft length.  Its drafts are all of the length in force: it starts anew with another one."""
+    """A pod's totals by draft length.
+
+    One that does not tell them apart has made all drafts at the length in force, and starts anew with another one.
+    """
+    counters = state.acceptance
+    if counters.by_length:
+        return tuple(
+            Reading(draft_length=item.draft_length, drafts=item.drafts, accepted=item.accepted_tokens)
+            for item in counters.by_length
+        )
     if not state.draft_length:
         return ()
-    counters = state.acceptance
     return (Reading(draft_length=state.draft_length, drafts=counters.drafts, accepted=counters.accepted_tokens),)
 
 
@@ -252,6 +260,8 @@ def _count(
         known = {item.draft_length: item for item in arm.readings}
         for item in readings:
             last = known.get(item.draft_length)
+            if last is None and state.acceptance.by_length:  # a length that it had not drafted yet
+                last = Reading(draft_length=item.draft_length, drafts=0, accepted=0)
             if last is None or item.drafts <= last.drafts or item.accepted < last.accepted:
                 continue
             version = 0 if comparison is Comparison.BEFORE_AFTER else state.policy_version

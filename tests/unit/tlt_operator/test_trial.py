@@ -24,7 +24,7 @@ from tlt_operator.plan.trial import (
     read_trial,
     write_trial,
 )
-from tlt_workloads.contract import AcceptanceCounters
+from tlt_workloads.contract import AcceptanceCounters, LengthCounters
 
 SETUP = Setup(
     candidate=make_revision(2),
@@ -141,6 +141,27 @@ def test_a_change_of_the_draft_length_begins_anew() -> None:
     for length, drafts in ((3, 100), (5, 200), (5, 300)):
         trial = look(trial, [pod(canary, 2, drafts, drafts, draft_length=length), pod(control, 1)])
     assert [(item.draft_length, item.canary) for item in trial.strata] == [(5, DraftCounts(100, 100))]
+
+
+def test_a_pod_that_drafts_by_batch_size_is_counted_by_draft_length() -> None:
+    trial, canary, (control,) = begin("a", "b")
+
+    def drafted(name: str, revision: int, lengths: dict[int, tuple[int, int]]) -> RolloutView:
+        counters = AcceptanceCounters(
+            drafts=sum(drafts for drafts, _ in lengths.values()),
+            by_length=tuple(
+                LengthCounters(draft_length=length, drafts=drafts, accepted_tokens=accepted)
+                for length, (drafts, accepted) in lengths.items()
+            ),
+        )
+        return busy(name, **holds(revision), acceptance=counters)
+
+    for lengths in ({2: (100, 50)}, {2: (150, 75)}, {2: (150, 75), 5: (30, 60)}):
+        trial = look(trial, [drafted(canary, 2, lengths), drafted(control, 1, {})])
+    assert {item.draft_length: item.canary for item in trial.strata} == {
+        2: DraftCounts(50, 25),
+        5: DraftCounts(30, 60),
+    }
 
 
 def test_a_pod_that_restarts_or_lacks_its_drafter_counts_from_there() -> None:

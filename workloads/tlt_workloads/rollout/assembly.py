@@ -90,6 +90,11 @@ class Rollout:
         await self.speculate(is_new_drafter=True)
         return loaded
 
+    async def unload_drafter(self) -> None:
+        """Puts the drafter back that the server started with; see `Updates.unload_drafter`."""
+        if await self.updates.unload_drafter():
+            await self.speculate(is_new_drafter=True)
+
     async def set_speculation(self, settings: SpeculationSettings) -> None:
         """Mode and draft length from the next step on.
 

@@ -146,7 +146,7 @@ async def post_drafter(request: Request, rollout: Rollout) -> Response:
 @control
 async def delete_drafter(request: Request, rollout: Rollout) -> Response:
     """`DELETE drafter`: back to the one that the server started with."""
-    await rollout.updates.unload_drafter()
+    await rollout.unload_drafter()
     return JSONResponse(contract.encode(rollout.pod.facts()))
 
 

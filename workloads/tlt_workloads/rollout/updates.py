@@ -149,17 +149,18 @@ class Updates:
             policy_checksum_after=swap.checksum_after,
         )
 
-    async def unload_drafter(self) -> None:
-        """Puts the drafter back that the server started with; nothing to do when it is there.
+    async def unload_drafter(self) -> bool:
+        """Puts the drafter back that the server started with; False when it was there already.
 
         Raises:
             RefusedError: NoDrafter, PolicyUpdate, Loading or Asleep.
             DrafterRefusedError: it cannot be read any more.
         """
         if self._pod.identity.drafter_method is not None and self._pod.drafter_revision is None:
-            return
+            return False
         swap = await self._swap(self._pod.engine.stage_own_drafter, revision=None, digest=self._pod.own_drafter_digest)
         logger.info("the server's own drafter is back, engine held for %.1f ms", swap.stall * 1e3)
+        return True
 
     async def _swap(self, stage: Callable[[], Awaitable[None]], *, revision: str | None, digest: str | None) -> Swap:
         if self._pod.identity.drafter_method is None:

@@ -154,9 +154,9 @@ async def test_a_bad_first_one_is_taken_out_again(stage: Stage) -> None:
     await stage.world.until_condition("DrafterReady", "False", "RevisionRefused")
 
 
-async def test_with_few_drafts_nothing_is_promoted_and_the_newest_waits(stage: Stage) -> None:
+async def test_with_few_drafts_nothing_is_promoted_and_the_newest_waits_for_its_turn(stage: Stage) -> None:
     stage.drafting = False
-    await stage.set(3, canary={"replicas": 1, "minDrafts": 500, "timeLimit": "1s"})
+    await stage.set(3)
     first = await stage.publish(1, worth=1.9)
     await stage.until_tried(first)
     second, third = await stage.publish(2, worth=1.9), await stage.publish(3, worth=1.9)
@@ -170,15 +170,20 @@ async def test_with_few_drafts_nothing_is_promoted_and_the_newest_waits(stage: S
     await eventually_async(waits, deadline=60, reason="the newest waits")
     if await stage.world.revision(second) is not None:
         await stage.until(second, "Superseded", "Overtaken")
+    assert (await stage.status(first))["phase"] == "Canary"
+    body = {"spec": {"release": {"canary": {"timeLimit": "1s"}}}}
+    await stage.world.kube.patch(JOB, namespace=stage.world.namespace, name="demo", body=body)
+    await stage.until(first, "Superseded", "Overtaken")
+    await stage.until_tried(third)
 
     async def told() -> bool:
-        return "fewer than 500 drafts" in (await stage.status(first))["message"]
+        return "fewer than 500 drafts" in (await stage.status(third))["message"]
 
     await eventually_async(told, deadline=60, reason="the message says what is missing")
-    assert (await stage.status(first))["phase"] == "Canary"
+    assert (await stage.status(third))["phase"] == "Canary"
     stage.drafting = True
     await stage.until(third, "Active")
-    await stage.until(first, "Superseded")
+    await stage.until_everywhere(third)
 
 
 async def test_an_operator_that_starts_anew_counts_on_with_the_same_canary(stage: Stage) -> None:

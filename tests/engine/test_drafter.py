@@ -43,7 +43,7 @@ def test_another_drafter_drafts_differently(server: RolloutServer) -> None:
     blind["lm_head.weight"] = torch.zeros_like(blind["lm_head.weight"])
     status, answer = server.call("POST", "/tlt/v1/drafter", server.revision("blind", save(blind)))
     assert status == 200, answer
-    assert server.state()["acceptance"] == {"drafts": 0, "draftTokens": 0, "acceptedTokens": 0}
+    assert server.state()["acceptance"] == {"drafts": 0, "draftTokens": 0, "acceptedTokens": 0, "byLength": []}
     only = int(blind["d2t"][0])  # with equal scores the first draft id wins
     outputs = server.generate(PROMPTS, max_tokens=64)
     accepted = server.state()["acceptance"]["acceptedTokens"]

@@ -139,7 +139,9 @@ REVISION_EXPLANATIONS: Mapping[RevisionCondition, Mapping[RevisionReason, str]] 
         RevisionReason.RESTORED: "True: the revision after it was rolled back.",
         RevisionReason.WAITING: "False: it waits for its trial; the message says for what.",
         RevisionReason.ON_TRIAL: "False: it is tried in a few pods.",
-        RevisionReason.OVERTAKEN: "False: a newer revision came before it was decided on.",
+        RevisionReason.OVERTAKEN: (
+            "False: a newer revision came before it was decided on, or its time was over with too few drafts."
+        ),
         RevisionReason.WITHDRAWN: "False: it was rolled back.",
     },
     RevisionCondition.ROLLED_BACK: {

@@ -13,7 +13,7 @@ from tlt_operator.api.names import EventReason, RevisionPhase, RevisionReason
 from tlt_operator.api.revision import Revision, Wish
 from tlt_operator.plan.actions import Action, LiveEvidence, LoadDrafter, MarkRevision, PodCounts, Ruling, UnloadDrafter
 from tlt_operator.plan.candidates import find_candidates
-from tlt_operator.plan.rulings import Verdict, judge
+from tlt_operator.plan.rulings import Verdict, judge, overtaken
 from tlt_operator.plan.snapshot import RolloutView, Snapshot
 from tlt_operator.plan.standing import Remark, Standing, find_remarks, missing_pin, stand, withdraw
 from tlt_operator.plan.trial import Setup, Trial, follow_trial, holds, read_trial, turn
@@ -77,9 +77,11 @@ def decide_revisions(
         trial = follow_trial(known, snapshot, setup, reachable=reachable, elapsed=min(step, LONGEST_STEP))
         verdict = before.final if before.revision == tried.name else None
         verdict = verdict or judge(trial, snapshot, setup)
+        if verdict.stalled and standing.waiting is not None:
+            verdict = overtaken(standing.waiting)
         final = verdict if verdict.final else None
         memory = ReleaseMemory(revision=tried.name, trial=trial, at=snapshot.now, final=final)
-        if verdict.phase is not RevisionPhase.ROLLED_BACK:
+        if verdict.phase in (RevisionPhase.CANARY, RevisionPhase.ACTIVE):
             targets = {arm.uid: tried for arm in trial.canaries}
         marks.append(_trial_mark(tried, trial, verdict, reachable))
     spread = _spread(snapshot, reachable, targets, active)

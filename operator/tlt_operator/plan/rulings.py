@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tlt_operator.api.names import RevisionPhase, RevisionReason
+from tlt_operator.api.revision import Revision
 from tlt_operator.plan.acceptance import DraftCounts
 from tlt_operator.plan.actions import Ruling
 from tlt_operator.plan.sequential_test import FINE_ERROR, TOLERANCE, WORSE_ERROR
@@ -17,12 +18,16 @@ CRASHES = 2  # restarts of canaries after which it is the revision's doing; one 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What is to become of the revision; `held` when it should leave and `autoRollback` is off."""
+    """What is to become of the revision.
+
+    `held` when it should leave and `autoRollback` is off; `stalled` when time has passed and drafts are too few.
+    """
 
     phase: RevisionPhase
     message: str
     ruling: Ruling
     held: bool = False
+    stalled: bool = False
 
     @property
     def final(self) -> bool:
@@ -69,11 +74,12 @@ def _with_few_drafts(trial: Trial, setup: Setup) -> Verdict:
         if canary.length >= 1 + TOLERANCE:
             return _promoted(RevisionReason.NO_REGRESSION, f"Helps: {told}")
         return _withdrawn(RevisionReason.SEEMS_WORSE, f"Does not help: {told}")
-    return _tried_on(
+    tried = _tried_on(
         trial,
         f"fewer than {setup.min_drafts} drafts to compare in {setup.time_limit:g} s; it stays with its canaries "
         "until there are enough or a newer one comes",
     )
+    return replace(tried, stalled=True)
 
 
 def _tried_on(trial: Trial, why: str = "") -> Verdict:
@@ -98,7 +104,17 @@ def _worse(trial: Trial, snapshot: Snapshot, reason: RevisionReason, told: str) 
         "tlt.dev/promote=true"
     )
     tried = _tried_on(trial, held)
-    return Verdict(phase=tried.phase, message=tried.message, ruling=tried.ruling, held=True)
+    return replace(tried, held=True)
+
+
+def overtaken(newer: Revision) -> Verdict:
+    """A newer one takes its turn."""
+    told = f"{newer.name} came before it was decided on"
+    return Verdict(
+        phase=RevisionPhase.SUPERSEDED,
+        message=told,
+        ruling=Ruling(reason=RevisionReason.OVERTAKEN, words=told),
+    )
 
 
 def _withdrawn(reason: RevisionReason, told: str) -> Verdict:

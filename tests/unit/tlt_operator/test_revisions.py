@@ -325,6 +325,16 @@ class TestTrial:
         }
         assert rollout.candidate == revisions[3]
 
+    def test_one_that_gets_no_drafts_makes_room_for_a_newer_one_when_its_time_is_over(self) -> None:
+        sides: Any = {"canary": (100, 1.9), "control": (5000, 1.4)}
+        revisions = (self.FIRST, make_revision(2, CANARY), make_revision(3, CANDIDATE))
+        assert marks(trial(*revisions, **sides, seconds=590.0))["demo-r2"] is CANARY
+        rollout = trial(*revisions, **sides, seconds=600.0)
+        assert marks(rollout)["demo-r2"] is SUPERSEDED
+        assert reason(rollout, "demo-r2") is RevisionReason.OVERTAKEN
+        assert set(loads(rollout).values()) == {"demo-r1"}, "its canary goes back"
+        assert marks(trial(*revisions[:2], **sides, seconds=600.0))["demo-r2"] is CANARY, "nobody waits"
+
     def test_one_older_than_the_active_one_is_overtaken_whatever_its_parent(self) -> None:
         revisions = (make_revision(2, CANDIDATE), make_revision(3, ACTIVE), make_revision(4, parent="demo-r1"))
         rollout = decide(make_snapshot(busy("a", **holds(3)), busy("b", **holds(3)), revisions=revisions))

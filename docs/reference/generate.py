@@ -18,7 +18,12 @@ sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "workloads")]  # this checkou
 
 from metrics_page import metrics_page  # noqa: E402
 
-from tlt_operator.api.reasons import EXPLANATIONS, QUESTIONS  # noqa: E402
+from tlt_operator.api.reasons import (  # noqa: E402
+    EXPLANATIONS,
+    QUESTIONS,
+    REVISION_EXPLANATIONS,
+    REVISION_QUESTIONS,
+)
 from tlt_operator.plan.worker import MEANINGS, MOVES, WorkerState  # noqa: E402
 
 KINDS = {"tltjobs.yaml": "tltjob.md", "drafterrevisions.yaml": "drafterrevision.md"}
@@ -117,16 +122,20 @@ def worker_states() -> str:
 
 
 def conditions() -> str:
-    """The conditions of a TLTJob, and every reason that each may have."""
+    """The conditions of both kinds, and every reason that each may have."""
     lines = [
         "# Conditions",
         "",
-        "The conditions in the status of a TLTJob, and every reason that each may have. Made from "
-        "`tlt_operator.api.reasons` by `python docs/reference/generate.py`.",
+        "The conditions in the status of a TLTJob and of a [DrafterRevision](#drafterrevision), and every reason that "
+        "each may have. Made from `tlt_operator.api.reasons` by `python docs/reference/generate.py`.",
     ]
     for kind, reasons in EXPLANATIONS.items():
         lines += ["", f"## {kind.value}", "", QUESTIONS[kind], "", "| reason | meaning |", "|---|---|"]
         lines += [f"| {reason.value} | {meaning} |" for reason, meaning in reasons.items()]
+    lines += ["", "# DrafterRevision"]
+    for fact, listed in REVISION_EXPLANATIONS.items():
+        lines += ["", f"## {fact.value}", "", REVISION_QUESTIONS[fact], "", "| reason | meaning |", "|---|---|"]
+        lines += [f"| {item.value} | {meaning} |" for item, meaning in listed.items()]
     return "\n".join(lines) + "\n"
 
 

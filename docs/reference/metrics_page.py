@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tlt_operator.api.names import ConditionType, RevisionPhase
 from tlt_operator.plan.conditions import Status
+from tlt_operator.plan.trial import Side
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.telemetry.metrics import Metrics, WindowResult
 from tlt_workloads.contract import GatewayBackend, GatewayState, RevokeReason, RolloutState
@@ -27,6 +28,8 @@ LABELS: tuple[tuple[str, str, Iterable[str]], ...] = (
     ("tlt_lease_total", "result", ("granted", "refused", "returned", *RevokeReason)),
     ("tlt_training_windows_total", "result", WindowResult),
     ("tlt_revisions", "phase", RevisionPhase),
+    ("tlt_trial_drafts, tlt_trial_acceptance_length", "side", Side),
+    ("tlt_trial_evidence", "claim", ("Worse", "Fine")),
     ("tlt_condition, tlt_condition_reason", "type", ConditionType),
     ("tlt_condition", "status", Status),
 )

@@ -225,6 +225,13 @@ class World:
         }
         await self.kube.patch_status(POD, namespace=self.namespace, name=name, status=status)
 
+    async def restart_container(self, name: str, *, count: int) -> None:
+        """The kubelet has started a container of the pod again, `count` times so far."""
+        container = {"name": "vllm", "image": "vllm", "imageID": "", "ready": True, "restartCount": count}
+        await self.kube.patch_status(
+            POD, namespace=self.namespace, name=name, status={"containerStatuses": [container]}
+        )
+
     async def fail_pod(self, name: str, message: str) -> None:
         status = {"phase": "Failed", "message": message}
         await self.kube.patch_status(POD, namespace=self.namespace, name=name, status=status)
@@ -340,6 +347,7 @@ def job_body(namespace: str, name: str = "demo", **spec: Any) -> dict[str, Any]:
         "gateway": {"enabled": False},
         "idle": {"after": "50ms", "minWindow": "5s", "scope": "Tail"},
         "training": {"trigger": {"minNewTokens": 100}},
+        "release": {"canary": {"replicas": 0}},
         "store": {"url": "file:///tlt", "volumeClaim": "tlt"},
         **spec,
     }

@@ -66,6 +66,13 @@ async def put(world: World, body: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def keeps(after: Any, before: Any) -> bool:
+    """Whether everything is as it was; fields that the newer release has defaults for may have come."""
+    if isinstance(before, dict):
+        return isinstance(after, dict) and all(key in after and keeps(after[key], before[key]) for key in before)
+    return bool(after == before)
+
+
 async def put_rollout(world: World, entry: dict[str, Any], revision: dict[str, Any]) -> FakeRollout:
     """A rollout pod in the middle of its work."""
     pod = await world.add_rollout(entry["pod"], token=TOKEN)
@@ -132,7 +139,7 @@ async def test_upgrade_loses_no_job_revision_token_or_lease(machine: Machine, wo
     await eventually_async(counts_on, deadline=60, reason="device seconds that count on")
     await world.until_condition("Harvesting", "True", "LeaseHeld")
     assert lease is not None
-    assert lent.lease is not None
+    assert lent.lease is not None, lent.last_lease
     assert lent.lease.id == lease.id
     assert len(lent.granted) == 1
     await world.until_status(activeRevision="demo-r2", candidateRevision=None)
@@ -141,7 +148,7 @@ async def test_upgrade_loses_no_job_revision_token_or_lease(machine: Machine, wo
     assert now == revisions
     job = await world.kube.get(JOB, namespace=world.namespace, name="demo")
     assert job["metadata"]["uid"] == before["metadata"]["uid"]
-    assert job["spec"].items() >= before["spec"].items(), "what was set stays as it was set"
+    assert keeps(job["spec"], before["spec"]), "what was set stays as it was set"
     secret = await world.kube.get(SECRET, namespace=world.namespace, name=token_secret_name("demo"))
     assert secret["data"]["token"] == left(SECRET.kind)[0]["data"]["token"]
 

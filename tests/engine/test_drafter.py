@@ -43,11 +43,33 @@ def test_another_drafter_drafts_differently(server: RolloutServer) -> None:
     blind["lm_head.weight"] = torch.zeros_like(blind["lm_head.weight"])
     status, answer = server.call("POST", "/tlt/v1/drafter", server.revision("blind", save(blind)))
     assert status == 200, answer
-    assert server.state()["acceptance"] == {"drafts": 0, "draftTokens": 0, "acceptedTokens": 0}
+    assert server.state()["acceptance"] == {"drafts": 0, "draftTokens": 0, "acceptedTokens": 0, "byLength": []}
     only = int(blind["d2t"][0])  # with equal scores the first draft id wins
     outputs = server.generate(PROMPTS, max_tokens=64)
     accepted = server.state()["acceptance"]["acceptedTokens"]
     assert accepted <= sum(output.count(only) for output in outputs)
+
+
+def test_the_servers_own_drafter_comes_back_and_drafts_as_before(server: RolloutServer) -> None:
+    own = weights(server)
+    status, answer = server.call("DELETE", "/tlt/v1/drafter")
+    assert status == 200, answer
+    digest = answer["drafterDigest"]
+    assert server.call("POST", "/tlt/v1/drafter", server.revision("same", save(own)))[0] == 200
+    expected = server.generate(PROMPTS, max_tokens=64)
+    drafted = server.state()["acceptance"]
+    body = server.revision("other", save(perturbed(own, seed=9, amount=0.5)))
+    assert server.call("POST", "/tlt/v1/drafter", body)[0] == 200
+    with server.generating(PROMPTS, max_tokens=64) as results:
+        status, answer = server.call("DELETE", "/tlt/v1/drafter")
+        assert status == 200, answer
+    assert (answer["drafterRevision"], answer["drafterDigest"]) == (None, digest)
+    assert results == [expected] * len(results)
+    assert server.call("DELETE", "/tlt/v1/drafter")[0] == 200, "once more is no error"
+    assert server.call("POST", "/tlt/v1/drafter", body)[0] == 200
+    assert server.call("DELETE", "/tlt/v1/drafter")[0] == 200
+    assert server.generate(PROMPTS, max_tokens=64) == expected
+    assert server.state()["acceptance"] == drafted, "guess for guess what its weights guess"
 
 
 def refused(server: RolloutServer, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:

@@ -20,6 +20,7 @@ ROUTES = [
     ("POST", "/tlt/v1/lease"),
     ("DELETE", "/tlt/v1/lease?holder=x"),
     ("POST", "/tlt/v1/drafter"),
+    ("DELETE", "/tlt/v1/drafter"),
     ("POST", "/tlt/v1/speculation"),
     ("POST", "/tlt/v1/config"),
 ]

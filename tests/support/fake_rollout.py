@@ -141,6 +141,8 @@ class FakeRollout(FakePod):
         self.captured = 0
         self.visible_devices: tuple[str, ...] = ()
         self.acceptance = AcceptanceCounters()
+        self.policy_version = 1
+        self.loads: list[str | None] = []  # every drafter that came, None for the server's own
         self.refuse_drafter: str | None = None
         self.may_load = asyncio.Event()  # a load waits for it, as for a slow store
         self.may_load.set()
@@ -158,6 +160,7 @@ class FakeRollout(FakePod):
             web.delete(LEASE_ROUTE, self._delete_lease),
             web.post(CONFIG_ROUTE, self._configure),
             web.post(DRAFTER_ROUTE, self._drafter),
+            web.delete(DRAFTER_ROUTE, self._own_drafter),
         ]
 
     async def start(self) -> None:
@@ -173,8 +176,24 @@ class FakeRollout(FakePod):
     async def reboot(self) -> None:
         self.lease = self.last_lease = self.revision = self.config = None
         self.captured = 0
+        self.acceptance = AcceptanceCounters()
         self.busy_seconds = self.idle_seconds = self.lent_seconds = 0.0
         await super().reboot()
+
+    @property
+    def drafter(self) -> str | None:
+        """Name of the revision that it has; None is the server's own drafter."""
+        return self.revision.revision if self.revision is not None else None
+
+    def draft(self, drafts: int, *, accept_length: float) -> None:
+        """So many verification steps, with this mean of tokens."""
+        before = self.acceptance
+        self.acceptance = AcceptanceCounters(
+            drafts=before.drafts + drafts,
+            draft_tokens=before.draft_tokens + 3 * drafts,
+            accepted_tokens=before.accepted_tokens + round(drafts * (accept_length - 1)),
+        )
+        self.bump()
 
     def generate(self, requests: int = 1) -> None:
         """Requests arrive; a lease is asked back at once."""
@@ -215,7 +234,7 @@ class FakeRollout(FakePod):
             updating=False,
             lease=lease,
             last_lease=last,
-            policy_version=1,
+            policy_version=self.policy_version,
             drafter_revision=self.revision.revision if self.revision else None,
             drafter_digest=self.revision.sha256 if self.revision else None,
             drafter_method=self.method,
@@ -326,6 +345,7 @@ class FakeRollout(FakePod):
         if self.refuse_drafter is not None:
             return refusal(422, "BadWeights", self.refuse_drafter)
         self.revision, self.acceptance = load, AcceptanceCounters()
+        self.loads.append(load.revision)
         self.bump()
         return web.json_response(
             encode(
@@ -338,6 +358,13 @@ class FakeRollout(FakePod):
                 )
             )
         )
+
+    async def _own_drafter(self, _: web.Request) -> web.Response:
+        if self.revision is not None:
+            self.revision, self.acceptance = None, AcceptanceCounters()
+            self.loads.append(None)
+            self.bump()
+        return web.json_response(encode(self.state()))
 
 
 class FakeTrainer(FakePod):

@@ -23,7 +23,7 @@ from tlt_workloads.codec import encode as encode
 API_PREFIX = "/tlt/v1"
 STATE_ROUTE = f"{API_PREFIX}/state"  # rollout pod: GET -> RolloutState, long poll
 LEASE_ROUTE = f"{API_PREFIX}/lease"  # rollout pod: POST LeaseRequest; see LeaseView for GET and DELETE
-DRAFTER_ROUTE = f"{API_PREFIX}/drafter"  # rollout pod: POST DrafterLoad -> DrafterLoaded
+DRAFTER_ROUTE = f"{API_PREFIX}/drafter"  # rollout pod: POST DrafterLoad -> DrafterLoaded; DELETE, see DrafterLoad
 SPECULATION_ROUTE = f"{API_PREFIX}/speculation"  # rollout pod: POST SpeculationSettings, GET -> SpeculationReport
 CONFIG_ROUTE = f"{API_PREFIX}/config"  # rollout pod: POST RolloutConfig, idempotent
 TRAINER_ROUTE = f"{API_PREFIX}/trainer"  # trainer pod: GET -> TrainerState, long poll
@@ -318,7 +318,10 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DrafterLoad:
-    """Body of `POST drafter`.  409 while a policy update runs, 422 with the reason when the weights are refused."""
+    """Body of `POST drafter`.  409 while a policy update runs, 422 with the reason when the weights are refused.
+
+    `DELETE drafter` puts the drafter back that the server started with, and answers as `GET state` does.
+    """
 
     revision: str
     url: str  # folder that holds model.safetensors and manifest.json

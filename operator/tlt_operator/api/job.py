@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,6 +197,25 @@ class Capture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CanaryOptions:
+    """The pods that try a revision before the others; `time_limit` in seconds."""
+
+    replicas: int = 1  # 0 = no trial
+    min_drafts: int = 500
+    time_limit: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """How a revision comes into the rollout pods."""
+
+    canary: CanaryOptions = field(default_factory=CanaryOptions)
+    max_unavailable: int = 0  # loads at one time; 0 = as many as the waves allow
+    auto_rollback: bool = True
+    pin: str | None = None  # the revision to stay with
+
+
+@dataclass(frozen=True, kw_only=True)
 class Speculation:
     """How draft lengths are chosen."""
 
@@ -253,6 +272,7 @@ class JobSpec:
     drafter: DrafterOptions = field(default_factory=DrafterOptions)
     training: Training = field(default_factory=Training)
     capture: Capture = field(default_factory=Capture)
+    release: Release = field(default_factory=Release)
     speculation: Speculation = field(default_factory=Speculation)
     placement: PlacementOptions = field(default_factory=PlacementOptions)
     reclaim: Reclaim = field(default_factory=Reclaim)
@@ -282,7 +302,13 @@ class Job:
         return f"{self.spec.store.url.rstrip('/')}/{self.namespace}/{self.name}"
 
 
-_DURATIONS = (("idle", "after"), ("idle", "minWindow"), ("training", "keepWarm"), ("reclaim", "grace"))
+_DURATIONS = (
+    ("idle", "after"),
+    ("idle", "minWindow"),
+    ("training", "keepWarm"),
+    ("release", "canary", "timeLimit"),
+    ("reclaim", "grace"),
+)
 _SIZES = (("capture", "maxBytes"), ("capture", "maxBytesPerStep"))
 
 
@@ -309,13 +335,11 @@ def parse_job(body: Mapping[str, Any]) -> Job:
 
 def parse_spec(data: Mapping[str, Any]) -> JobSpec:
     """Reads `spec`; see `parse_job`."""
-    plain: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
-    for section, name in _DURATIONS:
-        if name in plain.get(section, {}):
-            plain[section][name] = parse_duration(plain[section][name], field=f"spec.{section}.{name}")
-    for section, name in _SIZES:
-        if name in plain.get(section, {}):
-            plain[section][name] = parse_size(plain[section][name], field=f"spec.{section}.{name}")
+    plain: dict[str, Any] = dict(data)
+    for path in _DURATIONS:
+        plain = _replaced(plain, path, parse_duration)
+    for path in _SIZES:
+        plain = _replaced(plain, path, parse_size)
     try:
         spec = decode(JobSpec, plain, path="spec")
     except ContractError as error:
@@ -323,6 +347,19 @@ def parse_spec(data: Mapping[str, Any]) -> JobSpec:
         raise InvalidSpecError(where, what) from None
     _check(spec)
     return spec
+
+
+def _replaced(
+    data: Mapping[str, Any], path: tuple[str, ...], parse: Callable[..., Any], *, where: str = "spec"
+) -> dict[str, Any]:
+    """A copy in which the text at `path`, when there is one, is parsed."""
+    name, *rest = path
+    found, field_name = dict(data), f"{where}.{name}"
+    if name in found and not rest:
+        found[name] = parse(found[name], field=field_name)
+    elif isinstance(found.get(name), Mapping):
+        found[name] = _replaced(found[name], tuple(rest), parse, where=field_name)
+    return found
 
 
 def _check(spec: JobSpec) -> None:

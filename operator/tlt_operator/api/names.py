@@ -25,6 +25,8 @@ ROTATE_ANNOTATION = (
     f"{GROUP}/rotate-token"  # on a TLTJob: a new value asks for another token; on the Secret: the last one met
 )
 ROTATED_AT_ANNOTATION = f"{GROUP}/token-changed-at"  # on the Secret: when the last step of a rotation was made
+PROMOTE_ANNOTATION = f"{GROUP}/promote"  # on a DrafterRevision, "true": make it the active one now
+ROLL_BACK_ANNOTATION = f"{GROUP}/rollback"  # on a DrafterRevision, "true": withdraw it for good
 ORDINAL_LABEL = "apps.kubernetes.io/pod-index"  # set by Kubernetes on the pods of a StatefulSet
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -96,7 +98,9 @@ class Reason(enum.StrEnum):
     TRAINER_FAILED = "TrainerFailed"
     # DrafterReady
     REVISION_ACTIVE = "RevisionActive"
+    REVISION_ON_TRIAL = "RevisionOnTrial"
     REVISION_LOADING = "RevisionLoading"
+    PIN_NOT_FOUND = "PinNotFound"
     NO_REVISION = "NoRevision"
     REVISION_REFUSED = "RevisionRefused"
     SPECULATION_OFF = "SpeculationOff"
@@ -129,6 +133,39 @@ class RevisionPhase(enum.StrEnum):
     ROLLED_BACK = "RolledBack"
 
 
+class RevisionCondition(enum.StrEnum):
+    """The conditions of a DrafterRevision."""
+
+    LOADED = "Loaded"
+    PROMOTED = "Promoted"
+    ROLLED_BACK = "RolledBack"
+
+
+class RevisionReason(enum.StrEnum):
+    """Why a condition of a DrafterRevision is what it is; `tlt_operator.api.reasons` says what each means."""
+
+    # Loaded
+    PODS_LOADED = "PodsLoaded"
+    PODS_MISSING = "PodsMissing"
+    # Promoted
+    TEST_PASSED = "TestPassed"
+    NO_REGRESSION = "NoRegressionShown"
+    WITHOUT_CANARY = "WithoutCanary"
+    BY_HAND = "ByHand"
+    PINNED = "Pinned"
+    RESTORED = "Restored"
+    WAITING = "Waiting"
+    ON_TRIAL = "OnTrial"
+    OVERTAKEN = "Overtaken"
+    WITHDRAWN = "Withdrawn"
+    # RolledBack
+    WORSE = "Worse"
+    SEEMS_WORSE = "SeemsWorse"
+    REFUSED = "Refused"
+    CRASH_LOOP = "CrashLoop"
+    NOT_WITHDRAWN = "NotWithdrawn"
+
+
 class EventReason(enum.StrEnum):
     """Reasons of the Kubernetes Events that the operator writes."""
 
@@ -143,8 +180,11 @@ class EventReason(enum.StrEnum):
     TRAINER_REFUSED = "TrainerRefused"
     POD_SKIPPED = "PodSkipped"
     REVISION_CREATED = "RevisionCreated"
+    REVISION_ON_TRIAL = "RevisionOnTrial"
     REVISION_ACTIVE = "RevisionActive"
     REVISION_ROLLED_BACK = "RevisionRolledBack"
+    REVISION_HELD = "RevisionHeld"
+    RELEASE_IGNORED = "ReleaseIgnored"
     TOKEN_ROTATED = "TokenRotated"  # noqa: S105 - a reason, not a secret
     ACTION_FAILED = "ActionFailed"
     FIELD_SET_BACK = "FieldSetBack"

@@ -41,6 +41,7 @@ class Pod:
     phase: str = "Pending"
     ready: bool = False
     started: bool = False  # a container has passed its start-up probe and has not ended since
+    restarts: int = 0  # of all its containers
     deleting: bool = False
     created: str = ""  # RFC 3339, by the API server's clock
     claims: tuple[DeviceClaim, ...] = ()
@@ -107,6 +108,7 @@ def parse_pod(body: Mapping[str, Any]) -> Pod:
         phase=status.get("phase", "Pending"),
         ready=ready,
         started=ready or any(item.get("started") for item in status.get("containerStatuses") or ()),
+        restarts=sum(item.get("restartCount", 0) for item in status.get("containerStatuses") or ()),
         deleting="deletionTimestamp" in metadata,
         created=metadata.get("creationTimestamp", ""),
         claims=_claims(spec, status),

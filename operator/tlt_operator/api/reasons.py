@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tlt_operator.api.names import ConditionType, Reason
+from tlt_operator.api.names import ConditionType, Reason, RevisionCondition, RevisionReason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,10 @@ HARVESTING: Mapping[Reason, str] = {
 }
 
 DRAFTER_READY: Mapping[Reason, str] = {
-    Reason.REVISION_ACTIVE: "Every pod that takes drafters has the newest revision.",
-    Reason.REVISION_LOADING: "The newest revision is on its way into the pods.",
+    Reason.REVISION_ACTIVE: "Every pod that takes drafters has the active revision, or tries the next one.",
+    Reason.REVISION_ON_TRIAL: "The first revision is tried in a few pods; the others have their server's own drafter.",
+    Reason.REVISION_LOADING: "The active revision is on its way into the pods.",
+    Reason.PIN_NOT_FOUND: "`spec.release.pin` names no DrafterRevision of this job.",
     Reason.NO_REVISION: "No revision has been trained yet.",
     Reason.REVISION_REFUSED: "A pod refused the revision, or it was rolled back.",
     Reason.SPECULATION_OFF: "The servers were started without speculation and cannot take a drafter.",
@@ -119,6 +121,43 @@ EXPLANATIONS: Mapping[ConditionType, Mapping[Reason, str]] = {
     ConditionType.HARVESTING: HARVESTING,
     ConditionType.DRAFTER_READY: DRAFTER_READY,
     ConditionType.DEGRADED: DEGRADED,
+}
+
+REVISION_EXPLANATIONS: Mapping[RevisionCondition, Mapping[RevisionReason, str]] = {
+    RevisionCondition.LOADED: {
+        RevisionReason.PODS_LOADED: "Every pod that should have it has it.",
+        RevisionReason.PODS_MISSING: "Pods that should have it lack it, or none should have it.",
+    },
+    RevisionCondition.PROMOTED: {
+        RevisionReason.TEST_PASSED: "True: the trial has shown that it is not worse.",
+        RevisionReason.NO_REGRESSION: (
+            "True: `spec.release.canary.timeLimit` passed, with drafts enough, and it does not look worse."
+        ),
+        RevisionReason.WITHOUT_CANARY: "True: `spec.release.canary.replicas` is 0.",
+        RevisionReason.BY_HAND: "True: somebody set `tlt.dev/promote`.",
+        RevisionReason.PINNED: "True: `spec.release.pin` names it.",
+        RevisionReason.RESTORED: "True: the revision after it was rolled back.",
+        RevisionReason.WAITING: "False: it waits for its trial; the message says for what.",
+        RevisionReason.ON_TRIAL: "False: it is tried in a few pods.",
+        RevisionReason.OVERTAKEN: (
+            "False: a newer revision came before it was decided on, or its time was over with too few drafts."
+        ),
+        RevisionReason.WITHDRAWN: "False: it was rolled back.",
+    },
+    RevisionCondition.ROLLED_BACK: {
+        RevisionReason.WORSE: "True: the trial has shown that it is worse.",
+        RevisionReason.SEEMS_WORSE: "True: `spec.release.canary.timeLimit` passed, and it looks worse.",
+        RevisionReason.REFUSED: "True: a canary refused it, or most pods did.",
+        RevisionReason.CRASH_LOOP: "True: canaries that had it started again and again.",
+        RevisionReason.BY_HAND: "True: somebody set `tlt.dev/rollback`.",
+        RevisionReason.NOT_WITHDRAWN: "False: it was not rolled back.",
+    },
+}
+
+REVISION_QUESTIONS: Mapping[RevisionCondition, str] = {
+    RevisionCondition.LOADED: "Do all pods that should have the revision have it?",
+    RevisionCondition.PROMOTED: "Was it made the revision of all pods, and by whom?",
+    RevisionCondition.ROLLED_BACK: "Was it withdrawn for good, and why?",
 }
 
 QUESTIONS: Mapping[ConditionType, str] = {

@@ -51,3 +51,7 @@ class RolloutClient:
             "POST", self._url + DRAFTER_ROUTE, body=encode(load), request_timeout=DRAFTER_TIMEOUT
         )
         return decode_answer(DrafterLoaded, data, self._url)
+
+    async def unload_drafter(self) -> None:
+        """Gives the pod back the drafter that its server started with; it is no error when it has that already."""
+        await self._pods.call("DELETE", self._url + DRAFTER_ROUTE, request_timeout=DRAFTER_TIMEOUT)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tlt_operator.api.names import Reason, RevisionPhase
+from tlt_operator.api.names import Reason, RevisionPhase, RevisionReason
 from tlt_operator.api.revision import Revision
+from tlt_operator.plan.trial import Trial
 from tlt_workloads.contract import DrafterLoad, LeaseRequest, RevisionManifest, RevokeReason, RolloutConfig
 
 
@@ -54,10 +55,19 @@ class Configure:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadDrafter:
-    """Load a revision into a rollout pod."""
+    """Load a revision into a rollout pod, `delay` seconds from now."""
 
     rollout_uid: str
     load: DrafterLoad
+    delay: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnloadDrafter:
+    """Give a rollout pod back the drafter that its server started with; `why` names what it has instead."""
+
+    rollout_uid: str
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +96,24 @@ class LiveEvidence:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ruling:
+    """Why a revision is in its phase: a listed reason that tells who decided, and a sentence with the figures."""
+
+    reason: RevisionReason
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class MarkRevision:
-    """Write the status of a DrafterRevision."""
+    """Write the status of a DrafterRevision; without a ruling the one that was written before stands."""
 
     revision: Revision
     phase: RevisionPhase
     message: str
+    ruling: Ruling | None = None
     pods: PodCounts | None = None
     evidence: LiveEvidence | None = None
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +140,7 @@ Action = (
     | DeleteTrainer
     | Configure
     | LoadDrafter
+    | UnloadDrafter
     | CreateRevision
     | MarkRevision
     | ApplyPool
@@ -129,6 +150,7 @@ Action = (
 
 GRANT = "grant lease"
 CREATE_TRAINER = "create trainer"
+LOAD = "load drafter"
 
 
 def action_key(action: Action) -> tuple[str, str]:
@@ -144,8 +166,8 @@ def action_key(action: Action) -> tuple[str, str]:
             return ("delete trainer", action.trainer_uid)
         case Configure():
             return ("configure", action.rollout_uid)
-        case LoadDrafter():
-            return ("load drafter", action.rollout_uid)
+        case LoadDrafter() | UnloadDrafter():
+            return (LOAD, action.rollout_uid)
         case CreateRevision():
             return ("create revision", action.manifest.revision)
         case MarkRevision():

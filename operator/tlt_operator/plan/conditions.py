@@ -110,7 +110,22 @@ def drafter_ready(snapshot: Snapshot, rollout: Rollout) -> Condition:
             f"Pod {answering[0].pod.name} was started without speculation and cannot take a drafter; "
             "start vLLM with --speculative-config",
         )
-    wanted, counts = rollout.wanted, rollout.counts
+    if rollout.missing_pin is not None:
+        return _condition(
+            ConditionType.DRAFTER_READY,
+            Status.FALSE,
+            Reason.PIN_NOT_FOUND,
+            f"spec.release.pin names {rollout.missing_pin}, which is no DrafterRevision of this job; nothing is pinned",
+        )
+    wanted, counts, trial = rollout.active or rollout.candidate, rollout.counts, rollout.trial
+    if rollout.active is None and trial is not None and rollout.candidate is not None and not rollout.refusals:
+        where = f"in {counts.loaded} of {len(trial.canaries)} canaries" if trial.canaries else "in no pod yet"
+        return _condition(
+            ConditionType.DRAFTER_READY,
+            Status.FALSE,
+            Reason.REVISION_ON_TRIAL,
+            f"Revision {rollout.candidate.name} is on trial {where}; the other pods have their server's own drafter",
+        )
     if wanted is None:
         refused = [item for item in snapshot.revisions if item.phase is not None and item.phase.value == "RolledBack"]
         if refused:
@@ -125,11 +140,12 @@ def drafter_ready(snapshot: Snapshot, rollout: Rollout) -> Condition:
             ConditionType.DRAFTER_READY, Status.FALSE, Reason.NO_REVISION, "No revision has been trained yet"
         )
     if counts.total and counts.loaded == counts.total:
+        tried = f"; {rollout.candidate.name} is on trial" if trial is not None and rollout.candidate else ""
         return _condition(
             ConditionType.DRAFTER_READY,
             Status.TRUE,
             Reason.REVISION_ACTIVE,
-            f"Revision {wanted.name} is in {counts.loaded} of {counts.total} rollout pods",
+            f"Revision {wanted.name} is in {counts.loaded} of {counts.total} rollout pods{tried}",
         )
     if rollout.refusals:
         pod, why = next(iter(rollout.refusals.items()))
@@ -220,9 +236,10 @@ def _first_trouble(
         slow = trainer.known_for > snapshot.limits.silence and trainer.state is None
         if slow and trainer.pod.trouble is not None and not trainer.pod.deleting:
             return Reason.TRAINER_FAILED, f"Trainer pod {trainer.pod.name} does not start: {trainer.pod.trouble}"
-    if rollout.refusals and rollout.wanted is not None:
+    refused = rollout.active or rollout.candidate
+    if rollout.refusals and refused is not None:
         pod, why = next(iter(rollout.refusals.items()))
-        return Reason.REVISION_REFUSED, f"Pod {pod} refused revision {rollout.wanted.name}: {why}"
+        return Reason.REVISION_REFUSED, f"Pod {pod} refused revision {refused.name}: {why}"
     gateway = snapshot.gateway
     if gateway is not None and gateway.silent_for > 2 * snapshot.limits.silence:
         return Reason.GATEWAY_UNREACHABLE, (

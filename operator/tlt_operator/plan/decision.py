@@ -25,7 +25,7 @@ from tlt_operator.plan.lending import Knowledge, LeaseTerms, Lending, decide_lea
 from tlt_operator.plan.patience import Patience, learn_patience
 from tlt_operator.plan.pool import PoolPlan, Progress, decide_pool
 from tlt_operator.plan.recalls import Recall, decide_recalls
-from tlt_operator.plan.revisions import Rollout, decide_revisions
+from tlt_operator.plan.revisions import ReleaseMemory, Rollout, decide_revisions
 from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.tokens import TokenMemory, count_tokens
@@ -56,6 +56,7 @@ class Memory:
     recalls: Mapping[str, Recall] = field(default_factory=dict)
     tokens: TokenMemory = field(default_factory=TokenMemory)
     acceptance: AcceptanceMemory = field(default_factory=AcceptanceMemory)
+    release: ReleaseMemory = field(default_factory=ReleaseMemory)
     pool: Progress | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -125,7 +126,7 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
         lost=_lost(memory.workers, workers),
     )
     ledger, ended = account(memory.ledger, snapshot)
-    rollout = decide_revisions(snapshot, workers)
+    rollout = decide_revisions(snapshot, workers, memory.release)
     acceptance = follow_acceptance(memory.acceptance, snapshot, rollout.active)
     need = assess_need(snapshot, active=rollout.active, acceptance=acceptance, available_tokens=available)
     pool = decide_pool(snapshot, workers, before=memory.pool)
@@ -138,7 +139,7 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
         need=need,
         account=Wish(job=snapshot.job.key, idle=ledger.idle, harvested=ledger.harvested),
         terms=terms,
-        leaving=leaving,
+        leaving=leaving | rollout.arriving,
     )
     recalls = decide_recalls(snapshot, workers, generation, before=memory.recalls, leaving=leaving)
     lending = decide_leases(snapshot, known)
@@ -196,6 +197,7 @@ def decide(snapshot: Snapshot, memory: Memory, *, terms: LeaseTerms) -> Decision
             recalls=recalls.open,
             tokens=tokens,
             acceptance=acceptance,
+            release=rollout.memory,
             pool=pool.progress if pool is not None else None,
             ledger=ledger,
         ),

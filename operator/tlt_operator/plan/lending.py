@@ -54,7 +54,7 @@ class Knowledge:
     need: Need
     account: Wish
     terms: LeaseTerms
-    leaving: frozenset[str] = frozenset()  # pods (uids) that are about to go
+    leaving: frozenset[str] = frozenset()  # pods (uids) that are about to go, or get their first drafter just now
 
 
 def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:

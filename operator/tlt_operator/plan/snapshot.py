@@ -43,6 +43,8 @@ class RolloutView:
     fault_message: str = ""
     granting: bool = False  # a grant was sent that `state` cannot show yet
     refusals: Mapping[str, str] = field(default_factory=dict)  # revision -> why this boot of the pod refused it
+    loading_since: float | None = None  # a drafter is on its way into it, as far as `state` can show
+    load_held_back: bool = False  # the last load failed a moment ago, and the next try must wait
 
     def has(self, revision: Revision) -> bool:
         """Whether the pod's drafter is this revision, by name and content."""

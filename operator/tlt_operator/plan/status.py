@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, Component, RevisionPhase
-from tlt_operator.plan.actions import MarkRevision
-from tlt_operator.plan.conditions import Condition, Status, message_of, phase_of
+from tlt_operator.api.names import COMPONENT_LABEL, JOB_LABEL, Component
+from tlt_operator.plan.conditions import Condition, message_of, phase_of
 from tlt_operator.plan.decision import Decision
 from tlt_operator.plan.ledger import Ledger, LedgerEntry
 from tlt_operator.plan.pool import PoolPlan
 from tlt_operator.plan.snapshot import Snapshot
+from tlt_operator.plan.stamps import stamped
 from tlt_operator.plan.worker import WorkerState
 
 # What changes all the time and is worth a write of its own only now and then.
@@ -30,7 +30,7 @@ def job_status(
 ) -> dict[str, Any]:
     """`status` of a TLTJob; `now` is RFC 3339, None removes a field."""
     ledger, rollout = decision.memory.ledger, decision.rollout
-    candidate = rollout.wanted if rollout.wanted is not None and rollout.wanted != rollout.active else None
+    candidate = rollout.candidate
     return {
         "observedGeneration": snapshot.job.generation,
         "phase": decision.phase.value,
@@ -98,35 +98,6 @@ def ledger_of(status: Mapping[str, Any]) -> Ledger:
     )
 
 
-def revision_status(mark: MarkRevision, *, previous: Mapping[str, Any], now: str) -> dict[str, Any]:
-    """`status` of a DrafterRevision."""
-    phase = mark.phase
-    complete = mark.pods is not None and mark.pods.total > 0 and mark.pods.loaded == mark.pods.total
-    facts = (
-        ("Loaded", complete or phase is RevisionPhase.SUPERSEDED, "PodsLoaded" if complete else "PodsMissing"),
-        ("Promoted", phase in (RevisionPhase.ACTIVE, RevisionPhase.SUPERSEDED), phase.value),
-        ("RolledBack", phase is RevisionPhase.ROLLED_BACK, phase.value),
-    )
-    status: dict[str, Any] = {
-        "observedGeneration": 1,  # the spec cannot be changed
-        "phase": phase.value,
-        "message": mark.message[:1024],
-        "conditions": [
-            _stamped(kind, Status.TRUE if holds else Status.FALSE, reason, mark.message, 1, previous=previous, now=now)
-            for kind, holds, reason in facts
-        ],
-    }
-    if mark.pods is not None:
-        status["pods"] = {"total": mark.pods.total, "loaded": mark.pods.loaded, "failed": mark.pods.failed}
-    if mark.evidence is not None and mark.evidence.drafts:
-        status["evidence"] = {
-            "drafts": mark.evidence.drafts,
-            "acceptLength": _rounded(mark.evidence.accept_length),
-            "swapStallSeconds": _rounded(mark.evidence.swap_stall, digits=4),
-        }
-    return status
-
-
 def percentile(lengths: Sequence[float], share: float) -> float:
     """The smallest length that at least `share` of a non-empty list do not exceed."""
     ordered = sorted(lengths)
@@ -143,24 +114,9 @@ def _stamp(
     conditions: tuple[Condition, ...], *, generation: int, previous: Mapping[str, Any], now: str
 ) -> list[dict[str, Any]]:
     return [
-        _stamped(item.type.value, item.status, item.reason.value, item.message, generation, previous=previous, now=now)
+        stamped(item.type.value, item.status, item.reason.value, item.message, generation, previous=previous, now=now)
         for item in conditions
     ]
-
-
-def _stamped(
-    kind: str, status: Status, reason: str, message: str, generation: int, *, previous: Mapping[str, Any], now: str
-) -> dict[str, Any]:
-    before = next((item for item in previous.get("conditions") or () if item["type"] == kind), None)
-    same = before is not None and before["status"] == status.value
-    return {
-        "type": kind,
-        "status": status.value,
-        "reason": reason,
-        "message": message[:1024],
-        "observedGeneration": generation,
-        "lastTransitionTime": before["lastTransitionTime"] if before is not None and same else now,
-    }
 
 
 def _workers(states: Iterable[WorkerState]) -> dict[str, int]:

@@ -29,6 +29,7 @@ class _Record:
     """What is known of one key, on the steady clock."""
 
     task: asyncio.Task[None] | None = None
+    begun: float = 0.0
     not_before: float = 0.0
     failures: int = 0
     done: Action | None = None  # the last one that succeeded
@@ -63,6 +64,7 @@ class Effects:
             settles = action == record.done and not isinstance(action, GrantLease)
             settling = settles and now < record.done_at + SETTLE
             if record.task is None and now >= record.not_before and not settling:
+                record.begun = now
                 record.task = asyncio.create_task(self._run(action, record), name=f"{key[0]} {key[1]}")
         if now - self._tidied_at > TIDY_INTERVAL:
             self._tidied_at = now
@@ -75,6 +77,15 @@ class Effects:
             return False
         now = self._clock.steady()
         return record.task is not None or (record.done_at > heard and now - record.done_at < SETTLE)
+
+    def under_way_since(self, key: Key, *, heard: float) -> float | None:
+        """When an action was begun that an answer received at `heard` cannot show yet; None when there is none."""
+        return self._records[key].begun if self.pending(key, heard=heard) else None
+
+    def held_back(self, key: Key) -> bool:
+        """Whether an action would not be started now, because the last one failed or it was delayed."""
+        record = self._records.get(key)
+        return record is not None and record.task is None and self._clock.steady() < record.not_before
 
     def delay(self, key: Key, seconds: float) -> None:
         """Holds back actions of this key."""

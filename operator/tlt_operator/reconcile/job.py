@@ -176,6 +176,8 @@ class JobLoop:
         self._context.wishes.publish(decision.lending.wish, now=started, wake=self.wake)
         self._memory = decision.memory
         self._last = (snapshot, decision)
+        trial = decision.rollout.trial
+        self._observer.ask_closely(self._job, (arm.uid for arm in trial.arms) if trial is not None else ())
         self._performer.look(snapshot)
         for view in snapshot.trainers:
             fit = not view.pod.deleting and not view.pod.queued

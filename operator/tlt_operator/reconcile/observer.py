@@ -22,7 +22,7 @@ from tlt_operator.manifests.common import digest
 from tlt_operator.manifests.trainer_pod import trainer_pod
 from tlt_operator.placement.choice import choose
 from tlt_operator.placement.strategy import Site
-from tlt_operator.plan.actions import GRANT
+from tlt_operator.plan.actions import GRANT, LOAD
 from tlt_operator.plan.shares import Wish
 from tlt_operator.plan.snapshot import GatewayView, Limits, RolloutView, Snapshot, TrainerView
 from tlt_operator.reconcile.answers import Answers
@@ -31,11 +31,15 @@ from tlt_operator.reconcile.objects import Objects
 from tlt_operator.reconcile.pool_observer import PoolMemories, PoolObserver
 from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT, GatewayState, RolloutState, TrainerPhase, TrainerState
 
+CLOSE_WAIT = 2.0  # seconds that a pod of a trial may hold back an answer without news: what it drafts is none
+
 
 class Deeds(Protocol):
     """What was done lately that the pods' answers cannot show yet."""
 
     def pending(self, key: tuple[str, str], *, heard: float) -> bool: ...
+    def under_way_since(self, key: tuple[str, str], *, heard: float) -> float | None: ...
+    def held_back(self, key: tuple[str, str]) -> bool: ...
 
 
 class Memories(Protocol):
@@ -65,6 +69,16 @@ class _Pods:
     by_uid: Mapping[str, Pod] = field(default_factory=dict)  # of the rollout pods
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Doings:
+    """What is done about a pod that its last answer cannot show yet."""
+
+    granting: bool
+    loading_since: float | None
+    load_held_back: bool
+    refusals: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class _Seen:
     """A view, and what it was made from."""
@@ -72,13 +86,12 @@ class _Seen:
     pod: Pod
     version: int  # of the answer
     shown: bool
+    doings: _Doings
     view: RolloutView
 
-    def holds(self, pod: Pod, version: int, shown: bool, granting: bool, refusals: Mapping[str, str]) -> bool:
+    def holds(self, pod: Pod, version: int, shown: bool, doings: _Doings) -> bool:
         """Whether the same would come out again."""
-        view = self.view
-        same_source = self.pod is pod and self.version == version and self.shown == shown
-        return same_source and view.granting == granting and view.refusals == refusals
+        return self.pod is pod and self.version == version and self.shown == shown and self.doings == doings
 
 
 class Observer:
@@ -87,6 +100,7 @@ class Observer:
     def __init__(self, context: Context, job: Job, pods: PodClient, *, wake: Callable[[], None]) -> None:
         self._context = context
         self._pods = _Pods()
+        self._closely: frozenset[str] = frozenset()  # URLs
         self._asked: tuple[int, int] | None = None  # the pods that are asked, as of this version, and their port
         self._views: dict[str, _Seen] = {}
         self._first_seen: dict[str, float] = {}
@@ -114,7 +128,8 @@ class Observer:
         )
 
         async def ask_rollout(url: str, seq: int) -> RolloutState:
-            return await RolloutClient(pods, url=url).poll_state(seq=seq, wait=wait)
+            patience = min(wait, CLOSE_WAIT) if url in self._closely else wait
+            return await RolloutClient(pods, url=url).poll_state(seq=seq, wait=patience)
 
         async def ask_trainer(url: str, seq: int) -> TrainerState:
             return await poll_trainer(pods, url, seq=seq, wait=wait)
@@ -158,6 +173,11 @@ class Observer:
         self._rollout_answers.follow({it.uid: pod_url(it, job.spec.port) for it in pods.rollouts if _can_answer(it)})
         self._trainer_answers.follow({it.uid: pod_url(it, TRAINER_PORT) for it in pods.trainers if _can_answer(it)})
         self._gateway_answers.follow({it.uid: pod_url(it, GATEWAY_PORT) for it in pods.gateways if _can_answer(it)})
+
+    def ask_closely(self, job: Job, uids: Iterable[str]) -> None:
+        """Asks these rollout pods often for what they count while their state stays as it is."""
+        pods = self._known_pods().by_uid
+        self._closely = frozenset(pod_url(pods[uid], job.spec.port) for uid in uids if uid in pods)
 
     def snapshot(
         self, job: Job, *, deeds: Deeds, memories: Memories, rivals: tuple[Wish, ...], child_failure: str | None
@@ -239,10 +259,14 @@ class Observer:
         if answer is None:
             return RolloutView(pod=pod, silent_since=self._first_seen[pod.uid])
         heard_at = answer.received if answer.received is not None else float("-inf")
-        granting = deeds.pending((GRANT, pod.uid), heard=heard_at)
-        refusals = memories.refusals(pod.uid, answer.state.boot) if answer.state is not None else {}
+        doings = _Doings(
+            granting=deeds.pending((GRANT, pod.uid), heard=heard_at),
+            loading_since=deeds.under_way_since((LOAD, pod.uid), heard=heard_at),
+            load_held_back=deeds.held_back((LOAD, pod.uid)),
+            refusals=dict(memories.refusals(pod.uid, answer.state.boot)) if answer.state is not None else {},
+        )
         known = self._views.get(pod.uid)
-        if known is not None and known.holds(pod, answer.version, shown, granting, refusals):
+        if known is not None and known.holds(pod, answer.version, shown, doings):
             return known.view
         named = answer.state.visible_devices if answer.state is not None else None
         view = RolloutView(
@@ -252,10 +276,12 @@ class Observer:
             silent_since=answer.silent_since,
             fault=answer.fault,
             fault_message=answer.message,
-            granting=granting,
-            refusals=dict(refusals),
+            granting=doings.granting,
+            refusals=doings.refusals,
+            loading_since=doings.loading_since,
+            load_held_back=doings.load_held_back,
         )
-        self._views[pod.uid] = _Seen(pod=pod, version=answer.version, shown=shown, view=view)
+        self._views[pod.uid] = _Seen(pod=pod, version=answer.version, shown=shown, doings=doings, view=view)
         return view
 
     def _trainer_view(self, job: Job, pod: Pod, rollout: Pod | None, *, now: float, site: Site) -> TrainerView:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from tlt_operator.api.job import Job
@@ -35,10 +36,11 @@ from tlt_operator.plan.actions import (
     MarkRevision,
     ReplacePod,
     RevokeLease,
+    UnloadDrafter,
 )
-from tlt_operator.plan.revisions import revision_url
+from tlt_operator.plan.candidates import revision_url
+from tlt_operator.plan.revision_status import revision_status
 from tlt_operator.plan.snapshot import Snapshot
-from tlt_operator.plan.status import revision_status
 from tlt_operator.reconcile.children import is_of
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.observer import pod_url
@@ -122,6 +124,8 @@ class Performer:
                     await self._client(job, rollout).configure(action.config)
             case LoadDrafter():
                 await self._load(job, action)
+            case UnloadDrafter():
+                await self._unload(job, action)
             case CreateRevision():
                 await self._create_revision(job, action)
             case MarkRevision():
@@ -228,6 +232,7 @@ class Performer:
         )
 
     async def _load(self, job: Job, action: LoadDrafter) -> None:
+        await asyncio.sleep(action.delay)
         rollout = self._pod(action.rollout_uid)
         boot = self._boot(action.rollout_uid)
         if rollout is None:
@@ -248,6 +253,13 @@ class Performer:
         )
         if loaded.policy_checksum_before != loaded.policy_checksum_after:
             raise FinalError(f"pod {rollout.name}: loading {loaded.revision} changed the policy's weights")
+
+    async def _unload(self, job: Job, action: UnloadDrafter) -> None:
+        rollout = self._pod(action.rollout_uid)
+        if rollout is None:
+            return
+        await self._client(job, rollout).unload_drafter()
+        timeline.write(at=self._context.clock.wall(), job=job.key, kind="swap", pod=rollout.name, revision=None)
 
     async def _create_revision(self, job: Job, action: CreateRevision) -> None:
         manifest = action.manifest
@@ -298,13 +310,14 @@ class Performer:
             from_state=before,
             to_state=action.phase.value,
         )
-        if action.phase is RevisionPhase.ACTIVE:
-            self._recorder.normal(job, EventReason.REVISION_ACTIVE, f"Revision {name}: {action.message}", subject=name)
+        told = f"Revision {name}: {action.ruling.words if action.ruling is not None else action.message}"
+        if action.phase is RevisionPhase.CANARY:
+            self._recorder.normal(job, EventReason.REVISION_ON_TRIAL, told, subject=name)
+        elif action.phase is RevisionPhase.ACTIVE:
+            self._recorder.normal(job, EventReason.REVISION_ACTIVE, told, subject=name)
         elif action.phase is RevisionPhase.ROLLED_BACK:
             self._context.metrics.rollbacks.labels(job=job.key).inc()
-            self._recorder.warning(
-                job, EventReason.REVISION_ROLLED_BACK, f"Revision {name}: {action.message}", subject=name
-            )
+            self._recorder.warning(job, EventReason.REVISION_ROLLED_BACK, told, subject=name)
 
     def _count_failure(self, rollout_uid: str, failure: Obstacle) -> None:
         count = self._failure_counts[rollout_uid] = self._failure_counts.get(rollout_uid, 0) + 1
@@ -318,6 +331,9 @@ class Performer:
 
 
 def _worth_writing(mark: MarkRevision, written: MarkRevision, *, since: float) -> bool:
+    if mark.ruling is not None and mark.ruling != written.ruling:
+        return True
     if (mark.phase, mark.message, mark.pods) != (written.phase, written.message, written.pods):
         return True
-    return mark.evidence != written.evidence and since >= EVIDENCE_INTERVAL
+    moved = (mark.evidence, mark.trial) != (written.evidence, written.trial)
+    return moved and since >= EVIDENCE_INTERVAL

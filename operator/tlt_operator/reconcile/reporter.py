@@ -12,7 +12,11 @@ from tlt_operator.plan.conditions import Status
 from tlt_operator.plan.decision import Decision, Transition
 from tlt_operator.plan.ledger import Ledger
 from tlt_operator.plan.lending import window_error
+from tlt_operator.plan.revisions import Rollout
+from tlt_operator.plan.rulings import log10
 from tlt_operator.plan.snapshot import Snapshot, TrainerView
+from tlt_operator.plan.standing import Remark
+from tlt_operator.plan.trial import Side, Trial
 from tlt_operator.plan.worker import WorkerState
 from tlt_operator.reconcile.context import Context
 from tlt_operator.reconcile.recorder import Recorder
@@ -35,6 +39,7 @@ class Reporter:
         self._shown_at = float("-inf")
         self._edges: dict[str, float] = {}
         self._told: frozenset[Reason] = frozenset()  # obstacles that Events tell of
+        self._remarked: frozenset[Remark] = frozenset()
 
     def lease_granted(self, job: Job, rollout_uid: str, *, edge_to_lease: float) -> None:
         """Keeps the reaction time for the timeline's line to `Lent`."""
@@ -70,6 +75,7 @@ class Reporter:
         for window in decision.closed_windows:
             metrics.idle_window.labels(job=job.key).observe(window.seconds)
         self._skipped(snapshot)
+        self._remark(job, decision.rollout)
         now = self._context.clock.steady()
         if now - self._shown_at >= METRICS_INTERVAL:
             self._shown_at = now
@@ -84,6 +90,13 @@ class Reporter:
                     snapshot.job, EventReason.POD_SKIPPED, obstacle.message, subject=f"skipped for {reason.value}"
                 )
         self._told = frozenset(by_reason)
+
+    def _remark(self, job: Job, rollout: Rollout) -> None:
+        """Each remark once, for as long as it holds."""
+        for remark in rollout.remarks:
+            if remark not in self._remarked:
+                self._recorder.warning(job, remark.reason, remark.message, subject=remark.subject)
+        self._remarked = frozenset(rollout.remarks)
 
     def _worker(self, job: Job, item: Transition, state: RolloutState | None) -> None:
         extra: dict[str, timeline.Value] = {}
@@ -135,6 +148,7 @@ class Reporter:
         metrics.suspended.labels(job=job).set(snapshot.job.spec.suspend)
         rollout = decision.rollout
         metrics.show_revision(job, rollout.active.name if rollout.active else None, accept_length=rollout.accept_length)
+        self._show_trial(job, rollout.trial)
         phases = Counter(revision.phase or RevisionPhase.CANDIDATE for revision in snapshot.revisions)
         for phase in RevisionPhase:
             metrics.revisions.labels(job=job, phase=phase.value).set(phases.get(phase, 0))
@@ -144,6 +158,18 @@ class Reporter:
                 metrics.condition.labels(job=job, type=condition.type.value, status=status.value).set(
                     condition.status is status
                 )
+
+    def _show_trial(self, job: str, trial: Trial | None) -> None:
+        metrics = self._context.metrics
+        if trial is None:
+            metrics.end_trial(job)
+            return
+        for side, counts in ((Side.CANARY, trial.canary), (Side.CONTROL, trial.control)):
+            metrics.trial_drafts.labels(job=job, side=side.value).set(counts.drafts)
+            if counts.drafts:
+                metrics.trial_acceptance.labels(job=job, side=side.value).set(counts.length)
+        for claim, evidence in (("Worse", trial.evidence.worse), ("Fine", trial.evidence.fine)):
+            metrics.trial_evidence.labels(job=job, claim=claim).set(log10(evidence))
 
     def _show_seconds(self, job: str, ledger: Ledger) -> None:
         metrics = self._context.metrics

@@ -78,6 +78,21 @@ class Metrics:
         self.revision = Gauge("tlt_revision_info", "The revision in use", ["job", "revision"], registry=own)
         self.revisions = Gauge("tlt_revisions", "DrafterRevisions by phase", ["job", "phase"], registry=own)
         self.rollbacks = Counter("tlt_rollbacks", "Revisions that were withdrawn", ["job"], registry=own)
+        self.trial_drafts = Gauge(
+            "tlt_trial_drafts", "Verification steps of the trial that runs", ["job", "side"], registry=own
+        )
+        self.trial_acceptance = Gauge(
+            "tlt_trial_acceptance_length",
+            "Mean tokens per verification step in the trial that runs, bonus token counted",
+            ["job", "side"],
+            registry=own,
+        )
+        self.trial_evidence = Gauge(
+            "tlt_trial_evidence",
+            "Log10 of the e-value for a claim about the canary; Worse decides at 2, Fine at 1.3",
+            ["job", "claim"],
+            registry=own,
+        )
         self.training_tokens = Counter("tlt_training_tokens", "Tokens trained on", ["job"], registry=own)
         self.training_windows = Counter(
             "tlt_training_windows", "Idle windows by what the trainer made of them", ["job", "result"], registry=own
@@ -165,6 +180,11 @@ class Metrics:
         self.revision.labels(job=job, revision=revision).set(1)
         if accept_length is not None:
             self.acceptance.labels(job=job, revision=revision).set(accept_length)
+
+    def end_trial(self, job: str) -> None:
+        """No revision is on trial."""
+        for metric in (self.trial_drafts, self.trial_acceptance, self.trial_evidence):
+            metric.remove_by_labels({"job": job})
 
 
 class Totals:

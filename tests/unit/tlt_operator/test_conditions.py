@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.snapshots import (
     busy,
+    holds,
     idle,
     lent,
     make_job,
@@ -118,7 +119,8 @@ def test_rollout_that_cannot_be_watched(snapshot: Snapshot, reason: Reason, word
         (make_snapshot(busy("a"), child_failure="TLT_OPERATOR_IMAGE: set it"), Reason.CHILD_NOT_APPLIED, ("set it",)),
         (
             make_snapshot(
-                dataclasses.replace(busy("a"), refusals={"demo-r1": "bad shape"}), revisions=(make_revision(1),)
+                dataclasses.replace(busy("a"), refusals={"demo-r1": "bad shape"}),
+                revisions=(make_revision(1, RevisionPhase.ACTIVE),),
             ),
             Reason.REVISION_REFUSED,
             ("Pod a", "demo-r1", "bad shape"),
@@ -166,8 +168,20 @@ def test_drafter_ready() -> None:
     plain = make_snapshot(busy("a", drafter_method=None))
     assert condition(plain, ConditionType.DRAFTER_READY).reason is Reason.SPECULATION_OFF
     assert condition(make_snapshot(busy("a")), ConditionType.DRAFTER_READY).reason is Reason.NO_REVISION
-    loading = make_snapshot(busy("a"), revisions=(make_revision(1),))
+    loading = make_snapshot(busy("a"), revisions=(make_revision(1, RevisionPhase.ACTIVE),))
     assert condition(loading, ConditionType.DRAFTER_READY).reason is Reason.REVISION_LOADING
+    tried = make_snapshot(busy("a"), busy("b"), revisions=(make_revision(1),))
+    assert condition(tried, ConditionType.DRAFTER_READY).reason is Reason.REVISION_ON_TRIAL
+    pinned = make_snapshot(busy("a"), job=make_job(release={"pin": "demo-r9"}))
+    assert condition(pinned, ConditionType.DRAFTER_READY).reason is Reason.PIN_NOT_FOUND
+    both = make_snapshot(
+        busy("a", **holds(1)),
+        busy("b", **holds(1)),
+        revisions=(make_revision(1, RevisionPhase.ACTIVE), make_revision(2)),
+    )
+    found = condition(both, ConditionType.DRAFTER_READY)
+    assert found.reason is Reason.REVISION_ACTIVE
+    assert "demo-r2 is on trial" in found.message
     back = make_snapshot(busy("a"), revisions=(make_revision(1, RevisionPhase.ROLLED_BACK),))
     assert condition(back, ConditionType.DRAFTER_READY).reason is Reason.REVISION_REFUSED
 

@@ -150,6 +150,23 @@ async def test_unforeseen_error_ends_nothing(stage: Stage) -> None:
     assert await stage.start(CREATE) == 2
 
 
+async def test_it_is_told_since_when_an_action_is_under_way_and_whether_its_next_try_waits(stage: Stage) -> None:
+    key, began = action_key(CREATE), stage.time.now
+    assert stage.effects.under_way_since(key, heard=began) is None
+    assert not stage.effects.held_back(key)
+    stage.hold.clear()
+    await stage.start(CREATE)
+    stage.time.now += 3
+    assert stage.effects.under_way_since(key, heard=stage.time.now) == began
+    stage.error = UnreachableError("down")
+    stage.hold.set()
+    await stage.start()
+    assert stage.effects.under_way_since(key, heard=stage.time.now) is None
+    assert stage.effects.held_back(key)
+    stage.time.now += 60
+    assert not stage.effects.held_back(key)
+
+
 async def test_held_back_action_waits(stage: Stage) -> None:
     stage.effects.delay(action_key(CREATE), 30.0)
     assert await stage.start(CREATE) == 0

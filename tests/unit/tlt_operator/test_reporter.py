@@ -8,7 +8,17 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.snapshots import busy, idle, lent, make_job, make_revision, make_snapshot, make_state, make_trainer
+from tests.support.snapshots import (
+    busy,
+    holds,
+    idle,
+    lent,
+    make_job,
+    make_revision,
+    make_snapshot,
+    make_state,
+    make_trainer,
+)
 from tests.support.snapshots import make_pod as make_any_pod
 from tlt_operator.api.job import Job
 from tlt_operator.api.names import EventReason, Reason, RevisionPhase
@@ -210,3 +220,19 @@ def test_move_that_the_table_lacks_is_counted_and_logged(caplog: pytest.LogCaptu
     assert desk.value("tlt_unexpected_moves_total", before="Busy", after="Lent") == 1
     assert desk.value("tlt_unexpected_moves_total", before="Idle", after="Lent") is None
     assert [record.getMessage().split(":")[1] for record in caplog.records] == [" pod a went from Busy to Lent"]
+
+
+def test_a_trial_is_shown_while_it_runs_and_a_remark_is_made_once() -> None:
+    desk = Desk()
+    odd = make_revision(2, odd_wishes=("tlt.dev/promote",))
+    revisions = (make_revision(1, RevisionPhase.ACTIVE), odd)
+    pods = [busy(name, **holds(1)) for name in "ab"]
+    for _ in range(3):
+        desk.report(make_snapshot(*pods, revisions=revisions))
+    assert desk.value("tlt_trial_drafts", side="Canary") == 0
+    assert desk.value("tlt_trial_evidence", claim="Worse") == 0
+    assert sum("tlt.dev/promote" in warning for warning in desk.notebook.warnings) == 1
+    desk.report(make_snapshot(*pods, revisions=revisions[:1]))
+    assert desk.value("tlt_trial_drafts", side="Canary") is None
+    desk.report(make_snapshot(*pods, revisions=revisions))
+    assert sum("tlt.dev/promote" in warning for warning in desk.notebook.warnings) == 2, "it is news again"

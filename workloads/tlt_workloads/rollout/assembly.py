@@ -90,6 +90,11 @@ class Rollout:
         await self.speculate(is_new_drafter=True)
         return loaded
 
+    async def unload_drafter(self) -> None:
+        """Puts the drafter back that the server started with; see `Updates.unload_drafter`."""
+        if await self.updates.unload_drafter():
+            await self.speculate(is_new_drafter=True)
+
     async def set_speculation(self, settings: SpeculationSettings) -> None:
         """Mode and draft length from the next step on.
 
@@ -150,7 +155,8 @@ async def assemble(client: Any, args: Namespace) -> Rollout:
     if speculative is not None:
         longest = speculative.num_speculative_tokens
         pod.speculation = SpeculationSettings(mode=SpeculationMode.ADAPTIVE, draft_length=longest)
-        pod.drafter_digest = _digest_of(Path(speculative.draft_model_config.model) / WEIGHTS_FILE)
+        pod.own_drafter_digest = _digest_of(Path(speculative.draft_model_config.model) / WEIGHTS_FILE)
+        pod.drafter_digest = pod.own_drafter_digest
     rollout = Rollout(
         pod=pod,
         updates=Updates(

@@ -70,11 +70,18 @@ class DrafterSwap:
 
     def stage(self, folder: Path, *, sha256: str) -> None:
         """Starts to read a revision; a second call forgets the first."""
+        self._begin(lambda: self._check(self._read(folder / REVISION_WEIGHTS, sha256)))
+
+    def stage_own(self) -> None:
+        """Starts to read the tensors that the server started with, as `stage` does a revision's."""
+        self._begin(lambda: self._check(self._initial()))
+
+    def _begin(self, read: Callable[[], StagedDrafter]) -> None:
         self._staged = None
 
         def work() -> None:
             try:
-                staged: StagedDrafter | RefusedDrafterError = self._read(folder / REVISION_WEIGHTS, sha256)
+                staged: StagedDrafter | RefusedDrafterError = read()
             except RefusedDrafterError as error:
                 staged = error
             except Exception as error:  # noqa: BLE001 - a thread has no caller; the asker gets the reason
@@ -117,7 +124,7 @@ class DrafterSwap:
         self._active = staged.tensors
         return {"seconds": time.perf_counter() - began, "before": staged.checksum_before, "after": after}
 
-    def _read(self, path: Path, sha256: str) -> StagedDrafter:
+    def _read(self, path: Path, sha256: str) -> Mapping[str, torch.Tensor]:
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -126,12 +133,16 @@ class DrafterSwap:
         if digest != sha256.lower():
             raise RefusedDrafterError("DigestMismatch", f"{path} has sha256 {digest}, expected {sha256}")
         try:
-            tensors = load(data)
+            tensors: Mapping[str, torch.Tensor] = load(data)
             check_drafter_tensors(tensors, self._config)
         except SafetensorError as error:
             raise RefusedDrafterError("Unreadable", f"{path}: {error}") from error
         except DrafterError as error:
             raise RefusedDrafterError("TensorRefused", str(error)) from error
+        return tensors
+
+    def _check(self, tensors: Mapping[str, torch.Tensor]) -> StagedDrafter:
+        """Notes what the policy is like before these come near it."""
         shared = shared_tensors(self._policy, self._drafter)
         addresses = frozenset(tensor.data_ptr() for tensor in shared.values())
         return StagedDrafter(

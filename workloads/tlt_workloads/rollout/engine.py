@@ -80,6 +80,9 @@ class Engine(Protocol):
     async def stage_drafter(self, *, path: str, sha256: str) -> None:
         """Lets the workers read and check a drafter in the background; the engine goes on meanwhile."""
 
+    async def stage_own_drafter(self) -> None:
+        """The same with the drafter that the server started with."""
+
     async def drafter_staged(self) -> bool:
         """Whether all workers are ready; raises DrafterRefusedError when one refused."""
 
@@ -144,6 +147,11 @@ class VllmEngine:
     async def stage_drafter(self, *, path: str, sha256: str) -> None:
         """Starts reading in the workers."""
         for answer in await self._client.collective_rpc("tlt_stage_drafter", args=(path, sha256)):
+            _accepted(answer)
+
+    async def stage_own_drafter(self) -> None:
+        """Starts reading in the workers."""
+        for answer in await self._client.collective_rpc("tlt_stage_own_drafter"):
             _accepted(answer)
 
     async def drafter_staged(self) -> bool:

@@ -91,6 +91,7 @@ class RolloutPod:
         self.policy_version = 0
         self.drafter_revision: str | None = None
         self.drafter_digest: str | None = None
+        self.own_drafter_digest: str | None = None  # of what the server started with
         self.swap_stall: float | None = None
         self.speculation = SpeculationSettings(mode=SpeculationMode.OFF, draft_length=0)
         self.config_digest: str | None = None

@@ -142,6 +142,14 @@ async def post_drafter(request: Request, rollout: Rollout) -> Response:
     return JSONResponse(contract.encode(loaded))
 
 
+@router.delete(contract.DRAFTER_ROUTE)
+@control
+async def delete_drafter(request: Request, rollout: Rollout) -> Response:
+    """`DELETE drafter`: back to the one that the server started with."""
+    await rollout.unload_drafter()
+    return JSONResponse(contract.encode(rollout.pod.facts()))
+
+
 @router.post(contract.SPECULATION_ROUTE)
 @control
 async def post_speculation(request: Request, rollout: Rollout) -> Response:

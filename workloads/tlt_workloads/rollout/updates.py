@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from tlt_workloads.contract import DrafterLoad, DrafterLoaded, RevokeReason
-from tlt_workloads.rollout.engine import DrafterRefusedError
+from tlt_workloads.rollout.engine import DrafterRefusedError, Swap
 from tlt_workloads.rollout.pod import RefusedError, RolloutPod
 
 logger = logging.getLogger("vllm.tlt")
@@ -134,13 +134,41 @@ class Updates:
             RefusedError: NoDrafter, PolicyUpdate, Loading or Asleep.
             DrafterRefusedError: the weights are not those, or not ones that this engine can take.
         """
+        began = time.monotonic()
+        swap = await self._swap(
+            lambda: self._pod.engine.stage_drafter(path=path, sha256=load.sha256),
+            revision=load.revision,
+            digest=load.sha256,
+        )
+        logger.info("drafter %s loaded, engine held for %.1f ms", load.revision, swap.stall * 1e3)
+        return DrafterLoaded(
+            revision=load.revision,
+            seconds=time.monotonic() - began,
+            stall=swap.stall,
+            policy_checksum_before=swap.checksum_before,
+            policy_checksum_after=swap.checksum_after,
+        )
+
+    async def unload_drafter(self) -> bool:
+        """Puts the drafter back that the server started with; False when it was there already.
+
+        Raises:
+            RefusedError: NoDrafter, PolicyUpdate, Loading or Asleep.
+            DrafterRefusedError: it cannot be read any more.
+        """
+        if self._pod.identity.drafter_method is not None and self._pod.drafter_revision is None:
+            return False
+        swap = await self._swap(self._pod.engine.stage_own_drafter, revision=None, digest=self._pod.own_drafter_digest)
+        logger.info("the server's own drafter is back, engine held for %.1f ms", swap.stall * 1e3)
+        return True
+
+    async def _swap(self, stage: Callable[[], Awaitable[None]], *, revision: str | None, digest: str | None) -> Swap:
         if self._pod.identity.drafter_method is None:
             raise RefusedError("NoDrafter", "the server was started without speculation")
         if self._loading.locked():
             raise RefusedError("Loading", "another drafter is being loaded")
         async with self._loading:
-            began = time.monotonic()
-            await self._stage(path, load.sha256)
+            await self._stage(stage)
             await self._pod.wait_until_awake(within=AWAKE_LIMIT)
             async with self._turn:
                 self._refuse_during_policy_update()
@@ -149,25 +177,18 @@ class Updates:
                 self._gap.watch()
                 try:
                     swap = await self._pod.engine.apply_drafter()
-                    self._pod.drafter_revision = load.revision
-                    self._pod.drafter_digest = load.sha256
+                    self._pod.drafter_revision = revision
+                    self._pod.drafter_digest = digest
                     self._on_new_drafter()
                 finally:
                     self._pod.set_updating(False)
             self._pod.swap_stall = await self._gap.measure(at_least=swap.stall)
             self._pod.note()
-            logger.info("drafter %s loaded, engine held for %.1f ms", load.revision, swap.stall * 1e3)
-            return DrafterLoaded(
-                revision=load.revision,
-                seconds=time.monotonic() - began,
-                stall=swap.stall,
-                policy_checksum_before=swap.checksum_before,
-                policy_checksum_after=swap.checksum_after,
-            )
+            return swap
 
-    async def _stage(self, path: str, sha256: str) -> None:
+    async def _stage(self, stage: Callable[[], Awaitable[None]]) -> None:
         self._refuse_during_policy_update()
-        await self._pod.engine.stage_drafter(path=path, sha256=sha256)
+        await stage()
         try:
             async with asyncio.timeout(STAGE_LIMIT):
                 while not await self._pod.engine.drafter_staged():  # noqa: ASYNC110 - the workers are other processes

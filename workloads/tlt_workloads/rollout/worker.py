@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class WorkerSide:
         self._worker.tlt_set_policy_version = self.set_policy_version
         self._worker.tlt_capture = self.capture
         self._worker.tlt_stage_drafter = self.stage_drafter
+        self._worker.tlt_stage_own_drafter = self.stage_own_drafter
         self._worker.tlt_drafter_staged = self.drafter_staged
         self._worker.tlt_apply_drafter = self.apply_drafter
         if self._worker.speculative_config is not None and _sees_hidden_states():
@@ -84,13 +85,11 @@ class WorkerSide:
 
     def stage_drafter(self, path: str, sha256: str) -> dict[str, Any]:
         """Reads a revision in the background."""
-        try:
-            if self._swap is None:
-                self._swap = self._build_swap()
-        except DrafterError as error:
-            return {"refused": "UnknownDrafter", "message": f"the server's own drafter cannot be read: {error}"}
-        self._swap.stage(Path(path), sha256=sha256)
-        return {}
+        return self._stage(lambda swap: swap.stage(Path(path), sha256=sha256))
+
+    def stage_own_drafter(self) -> dict[str, Any]:
+        """Reads the drafter that the server started with, in the background."""
+        return self._stage(DrafterSwap.stage_own)
 
     def drafter_staged(self) -> dict[str, Any]:
         """Whether it is read."""
@@ -107,6 +106,15 @@ class WorkerSide:
             return self._swap.apply()
         except RefusedDrafterError as error:
             return {"refused": error.reason, "message": str(error)}
+
+    def _stage(self, stage: Callable[[DrafterSwap], None]) -> dict[str, Any]:
+        try:
+            if self._swap is None:
+                self._swap = self._build_swap()
+        except DrafterError as error:
+            return {"refused": "UnknownDrafter", "message": f"the server's own drafter cannot be read: {error}"}
+        stage(self._swap)
+        return {}
 
     def _build_swap(self) -> DrafterSwap:
         folder = Path(self._worker.speculative_config.draft_model_config.model)

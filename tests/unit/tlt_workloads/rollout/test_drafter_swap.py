@@ -148,3 +148,27 @@ def test_other_files_are_refused(worker: Worker, tmp_path: Path, content: bytes)
         return None
 
     assert eventually(refused, reason="the file is refused") == "Unreadable"
+
+
+def test_the_servers_own_drafter_is_put_back_as_it_was(worker: Worker, tmp_path: Path) -> None:
+    worker.stage(tmp_path / "r1", changed(worker))
+    worker.swap.apply()
+    worker.swap.stage_own()
+    eventually(worker.swap.ready, reason="the server's own drafter is staged")
+    answer = worker.swap.apply()
+    assert answer["before"] == answer["after"]
+    assert torch.equal(worker.loaded[-1]["norm.weight"], worker.initial["norm.weight"])
+
+
+def test_an_own_drafter_that_is_gone_leaves_the_last_one(worker: Worker, tmp_path: Path) -> None:
+    worker.stage(tmp_path / "r1", changed(worker))
+    worker.swap.apply()
+
+    def gone() -> Mapping[str, torch.Tensor]:
+        raise FileNotFoundError("model.safetensors")
+
+    worker.swap._initial = gone
+    worker.swap.stage_own()
+    with pytest.raises(RefusedDrafterError, match=r"model\.safetensors"):
+        eventually(worker.swap.ready, reason="the refusal")
+    assert len(worker.loaded) == 1

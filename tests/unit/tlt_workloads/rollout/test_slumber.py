@@ -81,6 +81,9 @@ class Engine:
     async def stage_drafter(self, *, path: str, sha256: str) -> None:
         """Reads into host memory, which an engine asleep has too."""
 
+    async def stage_own_drafter(self) -> None:
+        """The same."""
+
     async def drafter_staged(self) -> bool:
         return True
 

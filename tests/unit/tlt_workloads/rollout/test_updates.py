@@ -47,6 +47,9 @@ class Engine:
     async def stage_drafter(self, *, path: str, sha256: str) -> None:
         self.calls.append("stage")
 
+    async def stage_own_drafter(self) -> None:
+        self.calls.append("stage own")
+
     async def drafter_staged(self) -> bool:
         await self.staged.wait()
         if self.refusal:
@@ -187,3 +190,27 @@ async def test_two_drafters_do_not_mix() -> None:
 
 async def engine_called(engine: Engine, call: str) -> None:
     await eventually_async(lambda: call in engine.calls, reason=f"{call} is called", every=0)
+
+
+async def test_the_servers_own_drafter_comes_back_and_only_when_it_is_gone() -> None:
+    pod, engine, updates = make()
+    pod.own_drafter_digest = "f" * 64
+    await updates.unload_drafter()
+    assert engine.calls == [], "it is there"
+    await updates.load_drafter(LOAD, path="/store/r1")
+    engine.calls.clear()
+    await updates.unload_drafter()
+    assert engine.calls == ["stage own", "apply", "new"]
+    facts = pod.facts()
+    assert (facts.drafter_revision, facts.drafter_digest) == (None, "f" * 64)
+    assert not facts.updating
+
+
+async def test_a_policy_update_goes_before_the_servers_own_drafter() -> None:
+    pod, _, updates = make()
+    await updates.load_drafter(LOAD, path="/store/r1")
+    async with updates.starting_policy():
+        pass
+    with pytest.raises(RefusedError, match="policy update"):
+        await updates.unload_drafter()
+    assert pod.facts().drafter_revision == "r1"

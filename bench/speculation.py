@@ -1,0 +1,299 @@
+"""What adaptive speculation is worth: against none, every fixed draft length and n-grams, with a drafter trained here.
+
+One server with the plugin.  It answers questions, its hidden states are captured, and the trainer's own window loop
+makes a drafter of them on this machine, which is loaded as any revision is.  Then the same batches are answered in
+every mode, turn about, so that a drift of the machine falls on all: batch sizes from 1 to 16 with answers of one
+length, and rollouts whose answers have the lengths that were met while capturing, so that a long tail remains.  The
+number of tokens is the same in every mode, which tokens is left to chance.
+
+Adaptive speculation has answered a batch of each size before it is measured; what it tries later is in its figures.
+
+python -m bench.speculation [--rounds 3] [--tokens 40000] [--minutes 5] [--seed 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from bench import engines, results, tables
+from bench.demo.console import Console
+from tests.support.rollout_server import JOB, RolloutServer, rollout_server
+from tlt_workloads.contract import TrainerConfig
+from tlt_workloads.store import open_store
+from tlt_workloads.trainer.loop import train_window
+from tlt_workloads.trainer.revisions import published_revisions
+from tlt_workloads.trainer.session import open_session
+from tlt_workloads.trainer.settings import TrainerSettings
+from tlt_workloads.trainer.stopping import StopFlag
+from tlt_workloads.trainer.window import WorkerMessage
+
+LONGEST = 4  # drafted tokens
+BATCHES = (1, 2, 4, 8, 16)
+TEMPERATURE = 0.7
+ANSWER_TOKENS = 192  # of each request in a batch
+CAPTURE_BATCH, LONGEST_ANSWER = 16, 700
+ROLLOUT_REQUESTS = 16
+TAIL = 2  # requests that are left when the tail begins
+LEARNING_RATE = 3e-4
+
+OFF, ADAPTIVE, NGRAM = "off", "adaptive", "ngram"
+STATIC = tuple(f"static {length}" for length in range(1, LONGEST + 1))
+MODES = (OFF, *STATIC, NGRAM, ADAPTIVE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One rollout with a long tail: tokens per second of all of it and of its tail."""
+
+    whole: float
+    tail: float
+
+
+@dataclass
+class Figures:
+    """Rates by mode, one for each round."""
+
+    batches: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+    rollouts: dict[str, list[Rollout]] = field(default_factory=dict)
+
+
+class Bench:
+    """A server and the questions that it gets."""
+
+    def __init__(self, server: RolloutServer, *, seed: int) -> None:
+        self._server = server
+        self._dice = random.Random(seed)
+        self._pool = concurrent.futures.ThreadPoolExecutor(max(*BATCHES, ROLLOUT_REQUESTS, CAPTURE_BATCH))
+
+    def switch(self, mode: str) -> None:
+        """Another mode from the next step on."""
+        body = {"mode": "Adaptive", "draftLength": LONGEST}
+        if mode == OFF:
+            body = {"mode": "Off", "draftLength": 0}
+        elif mode == NGRAM:
+            body = {"mode": "NGram", "draftLength": LONGEST}
+        elif mode in STATIC:
+            body = {"mode": "Static", "draftLength": 1 + STATIC.index(mode)}
+        self._called("POST", "/tlt/v1/speculation", body)
+
+    def capture(self, tokens: int) -> list[int]:
+        """Answers questions until so many tokens are recorded; the lengths of the answers."""
+        self._called(
+            "POST",
+            "/tlt/v1/config",
+            {
+                "job": JOB,
+                "storeUrl": f"file://{self._server.store}",
+                "capture": {"maxTokensPerStep": 1 << 30},
+                "speculation": {"mode": "Off", "draftLength": 0},
+            },
+        )
+        lengths: list[int] = []
+        while self._server.state()["capture"]["tokens"] < tokens:
+            jobs = [self._submit(len(lengths) + number, LONGEST_ANSWER) for number in range(CAPTURE_BATCH)]
+            lengths += [job.result() for job in jobs]
+        self._called(
+            "POST",
+            "/tlt/v1/config",
+            {
+                "job": JOB,
+                "storeUrl": f"file://{self._server.store}",
+                "capture": {"enabled": False},
+                "speculation": {"mode": "Off", "draftLength": 0},
+            },
+        )
+        return lengths
+
+    def load(self, revision: str, sha256: str) -> None:
+        """Puts a revision in place."""
+        url = f"file://{self._server.job}/revisions/{revision}"
+        self._called("POST", "/tlt/v1/drafter", {"revision": revision, "url": url, "sha256": sha256})
+
+    def rate(self, batch: int, *, first: int) -> float:
+        """Tokens per second of a batch whose answers are equally long."""
+        began = time.monotonic()
+        jobs = [self._submit(first + number, ANSWER_TOKENS, fixed=True) for number in range(batch)]
+        return sum(job.result() for job in jobs) / (time.monotonic() - began)
+
+    def rollout(self, lengths: Sequence[int], *, first: int) -> Rollout:
+        """Answers of these lengths, asked for at once."""
+        began = time.monotonic()
+        jobs = [self._submit(first + number, length, fixed=True) for number, length in enumerate(lengths)]
+        for count, _ in enumerate(concurrent.futures.as_completed(jobs), start=1):
+            if count == len(jobs) - TAIL:
+                tail_began, before = time.monotonic(), self._server.state()["generatedTokens"]
+        ended, after = time.monotonic(), self._server.state()["generatedTokens"]
+        return Rollout(whole=sum(lengths) / (ended - began), tail=(after - before) / (ended - tail_began))
+
+    def draw(self, lengths: Sequence[int]) -> list[int]:
+        """Lengths of one rollout."""
+        return [max(8, length) for length in self._dice.choices(lengths, k=ROLLOUT_REQUESTS)]
+
+    def accept_length(self) -> float | None:
+        """Of the drafter in use, at the longest draft."""
+        for item in self._server.state()["acceptance"]["byLength"]:
+            if item["draftLength"] == LONGEST:
+                return 1 + float(item["acceptedTokens"]) / float(item["drafts"])
+        return None
+
+    def _submit(self, number: int, tokens: int, *, fixed: bool = False) -> concurrent.futures.Future[int]:
+        return self._pool.submit(
+            engines.answer,
+            self._server,
+            number,
+            max_tokens=tokens,
+            temperature=TEMPERATURE,
+            ignore_eos=fixed,
+        )
+
+    def _called(self, method: str, route: str, body: Mapping[str, object]) -> None:
+        status, answer = self._server.call(method, route, body)
+        if status != 200:
+            raise RuntimeError(f"{method} {route}: {status} {answer}")
+
+
+def train(server: RolloutServer, model: Path, *, minutes: float) -> tuple[str, str, float]:
+    """Trains on what was captured; the newest revision, its digest, and its accept length on held-out answers."""
+    settings = TrainerSettings(
+        job=JOB,
+        store_url=f"file://{server.store}",
+        rollout_url=server.url,
+        holder="bench/00000000",
+        token_file=server.store.parent / "token",
+        config=TrainerConfig(target_model=str(model), draft_length=LONGEST, learning_rate=LEARNING_RATE),
+        publish_tokens=10_000,
+        held_out_tokens=4000,
+    )
+    stop, ends = StopFlag(), time.monotonic() + minutes * 60
+    session = open_session(settings, device=torch.device("cpu"), check=stop.abandon_step)
+
+    def listen(_message: WorkerMessage) -> None:
+        if time.monotonic() > ends:
+            stop.set()
+
+    train_window(session, stop, listen)
+    session.close()
+    newest = published_revisions(open_store(settings.job_store_url))[-1]
+    return newest.revision, newest.sha256, newest.evaluation.accept_length
+
+
+def rounds_of(bench: Bench, lengths: Sequence[int], *, rounds: int, figures: Figures) -> Iterator[str]:
+    """Measures, and tells of each round."""
+    for turn in range(rounds):
+        drawn = bench.draw(lengths)
+        modes = [*MODES[turn % len(MODES) :], *MODES[: turn % len(MODES)]]
+        for mode in modes:
+            bench.switch(mode)
+            for batch in BATCHES:
+                rates = figures.batches.setdefault(batch, {}).setdefault(mode, [])
+                rates.append(bench.rate(batch, first=1000 * turn))
+            figures.rollouts.setdefault(mode, []).append(bench.rollout(drawn, first=5000 + 1000 * turn))
+            yield f"round {turn + 1}, {mode}: {_told(figures, mode)}"
+
+
+def _told(figures: Figures, mode: str) -> str:
+    rates = ", ".join(f"{batch}: {figures.batches[batch][mode][-1]:.0f}" for batch in BATCHES)
+    rollout = figures.rollouts[mode][-1]
+    return f"{rates} tokens/s by batch, rollout {rollout.whole:.0f}, tail {rollout.tail:.0f}"
+
+
+def metrics(figures: Figures) -> dict[str, float | int | None]:
+    """Ratios are medians over the rounds, of rates of the same round."""
+    fixed = [mode for mode in MODES if mode != ADAPTIVE]
+    tails = {mode: [item.tail for item in found] for mode, found in figures.rollouts.items()}
+    wholes = {mode: [item.whole for item in found] for mode, found in figures.rollouts.items()}
+    to_off = {batch: _ratio(rates, ADAPTIVE, OFF) for batch, rates in figures.batches.items()}
+    to_best = {batch: min(_ratio(rates, ADAPTIVE, mode) for mode in fixed) for batch, rates in figures.batches.items()}
+    whole_to_best = min(_ratio(wholes, ADAPTIVE, mode) for mode in fixed)
+    return {
+        "tail_ratio": _ratio(tails, ADAPTIVE, OFF),
+        "tail_to_best_ratio": min(_ratio(tails, ADAPTIVE, mode) for mode in fixed),
+        "rollout_ratio": _ratio(wholes, ADAPTIVE, OFF),
+        "rollout_to_best_ratio": whole_to_best,
+        "worst_ratio_to_off": min(*to_off.values(), _ratio(wholes, ADAPTIVE, OFF)),
+        "worst_ratio_to_best": min(*to_best.values(), whole_to_best),
+        **{f"batch_{batch}_to_off_ratio": ratio for batch, ratio in to_off.items()},
+        **{f"batch_{batch}_to_best_ratio": ratio for batch, ratio in to_best.items()},
+        **{
+            f"batch_{batch}_{mode.replace(' ', '_')}_tokens_per_s": statistics.median(rates[mode])
+            for batch, rates in figures.batches.items()
+            for mode in MODES
+        },
+    }
+
+
+def _ratio(rates: Mapping[str, Sequence[float]], ours: str, other: str) -> float:
+    return statistics.median(a / b for a, b in zip(rates[ours], rates[other], strict=True))
+
+
+def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed: int) -> dict[str, float | int | None]:
+    """Runs everything on this machine."""
+    model, figures = engines.small_model(), Figures()
+    kind = "bfloat16" if {"avx512_bf16", "amx_bf16"} & {*results.machine()["isa"]} else "float32"
+    flags = (*engines.FLAGS, "--dtype", kind, "--speculative-tokens", str(LONGEST))
+    with tempfile.TemporaryDirectory() as folder:
+        with console.stage("a server", expected=60):
+            started = rollout_server(model, *flags, folder=Path(folder))
+            server = started.__enter__()
+        try:
+            bench = Bench(server, seed=seed)
+            with console.stage(f"capture of {tokens} tokens", expected=tokens / 200):
+                lengths = bench.capture(tokens)
+            with console.stage("training", expected=minutes * 60 + 20):
+                revision, digest, offline = train(server, model, minutes=minutes)
+            bench.load(revision, digest)
+            bench.switch(ADAPTIVE)
+            with console.stage("adaptive speculation gets to know the machine", expected=40):
+                for batch in reversed(BATCHES):
+                    bench.rate(batch, first=9000)
+            with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=rounds * len(MODES) * 45):
+                for line in rounds_of(bench, lengths, rounds=rounds, figures=figures):
+                    console.say(f"  {line}")
+            live = bench.accept_length()
+        finally:
+            started.__exit__(None, None, None)
+    return {
+        "rounds": rounds,
+        "captured_tokens": tokens,
+        "training_s": minutes * 60,
+        "offline_accept_length": offline,
+        "live_accept_length": live,
+        "longest_draft": LONGEST,
+    } | metrics(figures)
+
+
+def main() -> int:
+    """Measures, writes bench/results/speculation.json and the page that is made from it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.speculation", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="of every mode (default 3)")
+    parser.add_argument("--tokens", type=int, default=40_000, help="to capture (default 40000)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training (default 5)")
+    parser.add_argument("--dry", action="store_true", help="print the figures and write nothing")
+    parser.add_argument("--seed", type=int, default=1, help="of the rollouts' lengths (default 1)")
+    options = parser.parse_args()
+    for name in ("rounds", "tokens", "minutes"):
+        if getattr(options, name) <= 0:
+            parser.error(f"--{name}: {getattr(options, name)} is not above 0")
+    found = measure(Console(), rounds=options.rounds, tokens=options.tokens, minutes=options.minutes, seed=options.seed)
+    for name, value in found.items():
+        print(f"  {name:<34} {'not measured' if value is None else results.rounded(value)}")
+    if not options.dry:
+        command = f"python -m bench.speculation {' '.join(sys.argv[1:])}".strip()
+        print(f"figures: {results.write('speculation', command=command, metrics=found)}")
+        tables.write()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

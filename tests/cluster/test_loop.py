@@ -72,6 +72,8 @@ def job(**changes: Any) -> dict[str, Any]:
         "idle": {"after": "300ms", "minWindow": "3s", "scope": "Tail"},
         "drafter": {"speculativeTokens": 3},
         "training": {"trigger": {"minNewTokens": ENOUGH_TOKENS}},
+        # One pod is idle for most of the story, so that a trial beside the other would have nothing to compare.
+        "release": {"canary": {"replicas": 0}},
         "store": {"url": "file:///tlt", "volumeClaim": "store"},
     }
     return {"apiVersion": "tlt.dev/v1alpha1", "kind": "TLTJob", "metadata": {"name": JOB}, "spec": {**spec, **changes}}

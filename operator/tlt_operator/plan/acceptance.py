@@ -1,8 +1,8 @@
 """How the accept length of the active revision develops, step by step.
 
-An engine chooses its draft lengths by batch size, and a batch shrinks from the bulk of a step to its tail.  So only
-whole steps are compared, from one policy update to the next: the first one with a revision is what the later ones are
-held against.
+A batch shrinks from the bulk of a step to its tail.  So only whole steps are compared, from one policy update to the
+next: the first one with a revision is what the later ones are held against.  An engine also chooses its draft lengths,
+and chooses others from step to step; a longer draft has more accepted.  So each length is compared with itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tlt_operator.api.revision import Revision
 from tlt_operator.plan.snapshot import Snapshot
+from tlt_workloads.contract import RolloutState
 
 ENOUGH_DRAFTS = 2000  # a step with fewer verification steps is counted together with the next one
 DEVIATIONS = 2.0  # a fall within this many standard errors may be chance
@@ -39,21 +40,24 @@ class DraftCounts:
         return max(0.0, mean * (most - mean)) / self.drafts
 
 
+ByLength = Mapping[int, DraftCounts]  # of drafts by their length
+
+
 @dataclass(frozen=True, kw_only=True)
 class AcceptanceMemory:
     """What was counted of one revision; `running` is None until its first whole step has begun."""
 
     revision: str | None = None
     policy_version: int | None = None
-    seen: Mapping[str, DraftCounts] = field(default_factory=dict)  # totals by boot of the pod
-    running: DraftCounts | None = None
-    baseline: DraftCounts | None = None  # the first whole step
-    latest: DraftCounts | None = None  # the last whole step
+    seen: Mapping[str, ByLength] = field(default_factory=dict)  # totals by boot of the pod
+    running: ByLength | None = None
+    baseline: ByLength | None = None  # the first whole step
+    latest: ByLength | None = None  # the last whole step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fall:
-    """Accept lengths before and after a fall that chance does not explain."""
+    """Accept lengths before and after a fall that chance does not explain, both as if drafts were now what they are."""
 
     before: float
     now: float
@@ -74,15 +78,13 @@ def follow_acceptance(memory: AcceptanceMemory, snapshot: Snapshot, active: Revi
     seen = dict(_totals(snapshot, active))
     running, baseline, latest = memory.running, memory.baseline, memory.latest
     if running is not None:
-        for boot, counts in seen.items():
-            before = memory.seen.get(boot, counts)
-            if counts.drafts > before.drafts:
-                running += DraftCounts(counts.drafts - before.drafts, max(0, counts.accepted - before.accepted))
+        for boot, totals in seen.items():
+            running = _added(running, _since(memory.seen.get(boot, totals), totals))
     if version != memory.policy_version:
         if running is None:
-            running = DraftCounts()
-        elif running.drafts >= ENOUGH_DRAFTS:
-            baseline, latest, running = baseline or running, running, DraftCounts()
+            running = {}
+        elif sum(counts.drafts for counts in running.values()) >= ENOUGH_DRAFTS:
+            baseline, latest, running = baseline or running, running, {}
     return AcceptanceMemory(
         revision=active.name,
         policy_version=version,
@@ -93,14 +95,33 @@ def follow_acceptance(memory: AcceptanceMemory, snapshot: Snapshot, active: Revi
     )
 
 
-def find_fall(memory: AcceptanceMemory, *, draft_length: int) -> Fall | None:
-    """The fall from the first whole step to the last one, if it is more than chance."""
-    baseline, latest = memory.baseline, memory.latest
-    if baseline is None or latest is None:
+def find_fall(memory: AcceptanceMemory) -> Fall | None:
+    """The fall from the first whole step to the last one, if it is more than chance.
+
+    Lengths that were drafted in only one of them say nothing; the others weigh as much as they do in the last one.
+    """
+    baseline, latest = memory.baseline or {}, memory.latest or {}
+    common = [length for length, counts in latest.items() if counts.drafts and length in baseline]
+    total = sum(latest[length].drafts for length in common)
+    if not total:
         return None
-    fall = Fall(before=baseline.length, now=latest.length)
-    error = math.sqrt(baseline.squared_error(most=draft_length) + latest.squared_error(most=draft_length))
-    return fall if fall.before - fall.now > DEVIATIONS * error else None
+    before = now = squared_error = 0.0
+    for length in common:
+        first, last, weight = baseline[length], latest[length], latest[length].drafts / total
+        before, now = before + weight * first.length, now + weight * last.length
+        squared_error += weight**2 * (first.squared_error(most=length) + last.squared_error(most=length))
+    return Fall(before=before, now=now) if before - now > DEVIATIONS * math.sqrt(squared_error) else None
+
+
+def counts_by_length(state: RolloutState) -> ByLength:
+    """What a pod's drafter did since it was loaded.
+
+    A pod that does not tell lengths apart has made all drafts at the length in force.
+    """
+    counters = state.acceptance
+    if counters.by_length:
+        return {item.draft_length: DraftCounts(item.drafts, item.accepted_tokens) for item in counters.by_length}
+    return {state.draft_length: DraftCounts(counters.drafts, counters.accepted_tokens)} if state.draft_length else {}
 
 
 def policy_version(snapshot: Snapshot) -> int | None:
@@ -108,9 +129,24 @@ def policy_version(snapshot: Snapshot) -> int | None:
     return max((view.state.policy_version for view in snapshot.rollouts if view.state is not None), default=None)
 
 
-def _totals(snapshot: Snapshot, active: Revision) -> list[tuple[str, DraftCounts]]:
+def _totals(snapshot: Snapshot, active: Revision) -> list[tuple[str, ByLength]]:
     return [
-        (view.state.boot, DraftCounts(view.state.acceptance.drafts, view.state.acceptance.accepted_tokens))
+        (view.state.boot, counts_by_length(view.state))
         for view in snapshot.rollouts
         if view.state is not None and view.has(active)
     ]
+
+
+def _since(before: ByLength, now: ByLength) -> ByLength:
+    """What came to the totals; nothing for a length whose total has fallen."""
+    grown = {}
+    for length, counts in now.items():
+        last = before.get(length, DraftCounts())
+        if counts.drafts > last.drafts:
+            grown[length] = DraftCounts(counts.drafts - last.drafts, max(0, counts.accepted - last.accepted))
+    return grown
+
+
+def _added(one: ByLength, other: ByLength) -> ByLength:
+    none = DraftCounts()
+    return {length: one.get(length, none) + other.get(length, none) for length in one.keys() | other.keys()}

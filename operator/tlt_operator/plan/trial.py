@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tlt_operator.api.revision import Revision
-from tlt_operator.plan.acceptance import DraftCounts
+from tlt_operator.plan.acceptance import DraftCounts, counts_by_length
 from tlt_operator.plan.sequential_test import Evidence, Stratum, lean, weigh
 from tlt_operator.plan.snapshot import RolloutView, Snapshot
 from tlt_workloads.codec import ContractError, decode, encode
@@ -180,19 +180,11 @@ def turn(view: RolloutView, revision: str) -> bytes:
 
 
 def readings_of(state: RolloutState) -> tuple[Reading, ...]:
-    """A pod's totals by draft length.
-
-    One that does not tell them apart has made all drafts at the length in force, and starts anew with another one.
-    """
-    counters = state.acceptance
-    if counters.by_length:
-        return tuple(
-            Reading(draft_length=item.draft_length, drafts=item.drafts, accepted=item.accepted_tokens)
-            for item in counters.by_length
-        )
-    if not state.draft_length:
-        return ()
-    return (Reading(draft_length=state.draft_length, drafts=counters.drafts, accepted=counters.accepted_tokens),)
+    """A pod's totals by draft length."""
+    return tuple(
+        Reading(draft_length=length, drafts=counts.drafts, accepted=counts.accepted)
+        for length, counts in counts_by_length(state).items()
+    )
 
 
 def _is_present(view: RolloutView, snapshot: Snapshot) -> bool:

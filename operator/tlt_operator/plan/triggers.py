@@ -39,9 +39,7 @@ def assess_need(
 
 
 def _acceptance_drop(snapshot: Snapshot, acceptance: AcceptanceMemory) -> tuple[Reason, str] | None:
-    spec = snapshot.job.spec
-    fall = find_fall(acceptance, draft_length=spec.drafter.speculative_tokens)
-    allowed = spec.training.trigger.acceptance_drop
+    fall, allowed = find_fall(acceptance), snapshot.job.spec.training.trigger.acceptance_drop
     if fall is None or fall.share < allowed:
         return None
     return Reason.ACCEPTANCE_DROPPED, (

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from tests.support.snapshots import busy, holds, idle, make_job, make_revision, make_snapshot, make_trainer
 from tlt_operator.api.names import ConditionType, Reason, RevisionPhase
 from tlt_operator.api.revision import Revision
-from tlt_operator.plan.acceptance import ENOUGH_DRAFTS, AcceptanceMemory, find_fall, follow_acceptance
+from tlt_operator.plan.acceptance import ENOUGH_DRAFTS, AcceptanceMemory, ByLength, find_fall, follow_acceptance
 from tlt_operator.plan.actions import CreateTrainer, GrantLease
 from tlt_operator.plan.conditions import Status
 from tlt_operator.plan.decision import Memory, decide
 from tlt_operator.plan.lending import LeaseTerms
 from tlt_operator.plan.snapshot import RolloutView
 from tlt_operator.plan.triggers import Need, assess_need
-from tlt_workloads.contract import AcceptanceCounters
+from tlt_workloads.contract import AcceptanceCounters, LengthCounters
 
 ACTIVE = make_revision(1, RevisionPhase.ACTIVE, last_policy_version=1)
 STEP = ENOUGH_DRAFTS
@@ -27,6 +27,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.drafts = self.accepted = 0
+        self.long = LengthCounters(draft_length=5, drafts=0, accepted_tokens=0)
         self.version = 1
         self.boot = "boot"
         self.memory = AcceptanceMemory()
@@ -35,7 +36,12 @@ class Engine:
         self.memory = follow_acceptance(self.memory, make_snapshot(self.view()), active)
 
     def view(self) -> RolloutView:
-        counters = AcceptanceCounters(drafts=self.drafts, accepted_tokens=self.accepted)
+        short = LengthCounters(draft_length=3, drafts=self.drafts, accepted_tokens=self.accepted)
+        counters = AcceptanceCounters(
+            drafts=self.drafts + self.long.drafts,
+            accepted_tokens=self.accepted + self.long.accepted_tokens,
+            by_length=(short, self.long) if self.long.drafts else (),
+        )
         return busy("a", **holds(1), boot=self.boot, policy_version=self.version, acceptance=counters)
 
     def generate(self, drafts: int, *, length: float) -> None:
@@ -53,8 +59,25 @@ class Engine:
         self.update_policy()
 
     def fall(self) -> float | None:
-        found = find_fall(self.memory, draft_length=3)
+        found = find_fall(self.memory)
         return found.share if found is not None else None
+
+
+def drafts_of(counts: ByLength | None) -> int:
+    return sum(item.drafts for item in (counts or {}).values())
+
+
+def test_shorter_drafts_are_no_fall() -> None:
+    """An engine that chooses its lengths drafts long ones in one step and short ones in another."""
+    engine = Engine()
+    engine.update_policy()
+    for long, short in ((9, 1), (9, 1), (1, 9)):
+        drafts = engine.long.drafts + long * STEP
+        engine.long = LengthCounters(draft_length=5, drafts=drafts, accepted_tokens=2 * drafts)
+        engine.step(length=1.5, drafts=short * STEP)
+    assert engine.fall() is None
+    engine.step(length=1.2, drafts=9 * STEP)
+    assert engine.fall() == pytest.approx(0.2, abs=0.01)
 
 
 def test_fall_is_seen_between_whole_steps() -> None:
@@ -89,8 +112,7 @@ def test_reboot_and_another_revision_begin_anew() -> None:
     engine.look()
     engine.step(length=2.0)
     assert engine.fall() is None
-    assert engine.memory.latest is not None
-    assert engine.memory.latest.drafts == STEP
+    assert drafts_of(engine.memory.latest) == STEP
     engine.look(make_revision(2, RevisionPhase.ACTIVE))
     assert engine.memory.baseline is None
 
@@ -101,7 +123,7 @@ def test_fall_that_chance_explains_is_none(steps: list[tuple[int, float]]) -> No
     engine = Engine()
     for drafts, length in steps:
         engine.step(length=length, drafts=drafts)
-    fall = find_fall(engine.memory, draft_length=3)
+    fall = find_fall(engine.memory)
     assert fall is None or fall.before - fall.now > 0.05
 
 
@@ -123,8 +145,8 @@ def test_nothing_is_counted_twice_or_out_of_nothing(moves: list[tuple[int, int, 
             engine.update_policy()
         memory = engine.memory
         parts = [memory.running, memory.latest]
-        assert sum(part.drafts for part in parts if part is not None) <= counted
-        assert memory.latest is None or memory.latest.drafts >= ENOUGH_DRAFTS
+        assert sum(drafts_of(part) for part in parts) <= counted
+        assert memory.latest is None or drafts_of(memory.latest) >= ENOUGH_DRAFTS
 
 
 def need(*views: RolloutView, tokens: int, active: Revision | None = ACTIVE, engine: Engine | None = None) -> Need:

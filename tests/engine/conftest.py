@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.support.rollout_server import JOB, RolloutServer, rollout_server
 from tests.support.tiny_model import build_tiny_model
 
+DRAFTED = 32  # tokens of the draft vocabulary
 PROMPTS = [[1, 5 + number, 9, 13] for number in range(8)]
 
 
@@ -32,7 +33,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutServer]:
     folder = tmp_path_factory.mktemp("server")
     flags = ["--skip-tokenizer-init", "--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16"]
-    with rollout_server(tiny_model, *flags, "--draft-vocab-size", "32", folder=folder) as server:
+    with rollout_server(tiny_model, *flags, "--draft-vocab-size", str(DRAFTED), folder=folder) as server:
         config = {"job": JOB, "storeUrl": f"file://{server.store}", "idleAfter": 0.2}
         status, answer = server.call("POST", "/tlt/v1/config", config)
         assert status == 200, answer

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.engine.conftest import PROMPTS, Reference
-from tests.support.rollout_server import ROOT
+from tests.engine.without_workaround import run
 from tests.support.tiny_model import perturbed
-
-
-def run(*arguments: str, **environment: str) -> Any:
-    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "workloads"), os.environ.get("PYTHONPATH")]))
-    answer = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("without_workaround.py")), *arguments],
-        env={**os.environ, **environment, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    lines = [line for line in answer.stdout.splitlines() if line.startswith("ANSWER ")]
-    assert lines, answer.stdout[-2000:] + answer.stderr[-4000:]
-    return json.loads(lines[-1].removeprefix("ANSWER "))
 
 
 def test_a_tied_head_still_stays_behind_without_help(tmp_path: Path, tiny_model: Path) -> None:

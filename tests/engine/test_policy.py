@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from tests.engine.conftest import PROMPTS, Reference
+from tests.engine.conftest import DRAFTED, PROMPTS, Reference
 from tests.support.eventually import eventually
 from tests.support.rollout_server import RolloutServer
-from tests.support.tiny_model import perturbed
+from tests.support.tiny_model import VOCABULARY, perturbed
 
 
 def push(server: RolloutServer, path: Path) -> None:
@@ -101,6 +104,133 @@ def test_a_bad_file_changes_nothing(server: RolloutServer, policies: tuple[Path,
     assert (after["updating"], after["policyVersion"]) == (False, before["policyVersion"])
     assert server.generate(PROMPTS[:2], max_tokens=16) == outputs
     push(server, policies[0])
+
+
+def test_an_update_that_was_never_finished_is_given_up_for_the_next(
+    server: RolloutServer, policies: tuple[Path, Path], tiny_model: Path
+) -> None:
+    """A learner that is killed between two calls, and begins anew."""
+    before = server.state()["policyVersion"]
+    assert server.call("POST", "/start_weight_update", {})[0] == 200
+    push(server, policies[1])
+    state = server.state()
+    assert (state["updating"], state["policyVersion"]) == (False, before + 1)
+    other = Reference(tiny_model, weights=policies[1])
+    assert server.generate(PROMPTS[:2], max_tokens=16) == [other.greedy(prompt, tokens=16) for prompt in PROMPTS[:2]]
+
+
+def test_parts_and_ends_without_a_beginning_are_refused(server: RolloutServer, policies: tuple[Path, Path]) -> None:
+    """By 409 and not by 500, which learners take for a passing trouble."""
+    before = server.state()["policyVersion"]
+    update = {"update_info": {"transport": "file", "path": str(policies[0])}}
+    for route, body in (("/update_weights", update), ("/finish_weight_update", {})):
+        status, answer = server.call("POST", route, body)
+        assert status == 409
+        assert "/start_weight_update" in answer["error"]["message"]
+    assert server.state()["policyVersion"] == before
+
+
+def test_weights_that_do_not_fit_are_the_learners_mistake(server: RolloutServer, policies: tuple[Path, Path]) -> None:
+    tensors = load_file(policies[0])
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:7].contiguous()
+    save_file(tensors, policies[0].with_name("misfit.safetensors"))
+    assert server.call("POST", "/start_weight_update", {})[0] == 200
+    update = {"update_info": {"transport": "file", "path": str(policies[0].with_name("misfit.safetensors"))}}
+    status, answer = server.call("POST", "/update_weights", update)
+    assert (status, server.state()["updating"]) == (422, False), answer
+
+
+def test_policies_and_drafters_at_once(server: RolloutServer, policies: tuple[Path, Path], tiny_model: Path) -> None:
+    """Each comes in the middle of the other, again and again; none is lost, and the policy is the last one."""
+    before = server.state()
+    drafters = [
+        server.revision(f"amid-{turn}", (server.drafter / "model.safetensors").read_bytes()) for turn in range(2)
+    ]
+    over, answers = threading.Event(), []
+
+    def load() -> None:
+        for turn in itertools.count():
+            if over.is_set():
+                return
+            answers.append(server.call("POST", "/tlt/v1/drafter", drafters[turn % 2]))
+
+    thread = threading.Thread(target=load)
+    with server.generating(PROMPTS[:4], max_tokens=64) as results:
+        thread.start()
+        for turn in range(12):
+            push(server, policies[turn % 2])
+        over.set()
+        thread.join()
+    taken = [answer for status, answer in answers if status == 200]
+    assert taken
+    assert all(answer["policyChecksumBefore"] == answer["policyChecksumAfter"] for answer in taken)
+    assert {answer["error"]["reason"] for status, answer in answers if status != 200} <= {"PolicyUpdate"}
+    after = server.state()
+    assert after["policyVersion"] == before["policyVersion"] + 12
+    assert after["drafterRefusals"] == before["drafterRefusals"]
+    assert (after["failedRequests"], after["abortedRequests"]) == (before["failedRequests"], before["abortedRequests"])
+    assert len(results) > 0
+    other = Reference(tiny_model, weights=policies[1])
+    assert server.generate(PROMPTS, max_tokens=32) == [other.greedy(prompt, tokens=32) for prompt in PROMPTS]
+
+
+class TestDrafterThatFollows:
+    """The policy's words change places in the vocabulary.  A drafter that follows guesses as well as before.
+
+    Everything is computed as before, with other names for the tokens, so that not one guess more is wrong.
+    """
+
+    LENGTH = 200
+
+    @pytest.fixture
+    def renamed(self, server: RolloutServer, policies: tuple[Path, Path]) -> Iterator[list[int]]:
+        """The new names of the tokens; drafted ones stay drafted."""
+        order = torch.randperm(DRAFTED, generator=torch.Generator().manual_seed(1)).tolist()
+        names = [*order, *range(DRAFTED, VOCABULARY)]
+        old = load_file(policies[0])
+        embedding = old["model.embed_tokens.weight"]
+        moved = torch.empty_like(embedding)
+        moved[names] = embedding
+        save_file(old | {"model.embed_tokens.weight": moved}, policies[0].with_name("renamed.safetensors"))
+        load_initial(server, follows=True)
+        push(server, policies[0])
+        yield names
+        push(server, policies[0])
+        load_initial(server, follows=True)
+
+    def accepted(self, server: RolloutServer, prompts: list[list[int]]) -> tuple[list[list[int]], float]:
+        before = server.state()["acceptance"]
+        outputs = server.generate(prompts, max_tokens=self.LENGTH)
+        after = server.state()["acceptance"]
+        drafts, tokens = (after[name] - before[name] for name in ("drafts", "acceptedTokens"))
+        return outputs, tokens / drafts
+
+    def test_its_head_is_taken_anew_with_each_policy(
+        self, server: RolloutServer, policies: tuple[Path, Path], renamed: list[int]
+    ) -> None:
+        outputs, rate = self.accepted(server, PROMPTS)
+        assert rate > 0.1
+        push(server, policies[0].with_name("renamed.safetensors"))
+        prompts = [[renamed[token] for token in prompt] for prompt in PROMPTS]
+        later, later_rate = self.accepted(server, prompts)
+        assert later == [[renamed[token] for token in output] for output in outputs]
+        assert later_rate == pytest.approx(rate, rel=0.05)
+        load_initial(server, follows=True)  # a revision that was trained before the policy changed
+        assert self.accepted(server, prompts)[1] == pytest.approx(rate, rel=0.05)
+        load_initial(server, follows=False)  # one with a head of its own
+        outputs, own_rate = self.accepted(server, prompts)
+        assert outputs == later
+        assert own_rate < rate / 2
+
+
+def load_initial(server: RolloutServer, *, follows: bool) -> None:
+    """The drafter that the server started with, as a revision."""
+    name = "follows" if follows else "own-head"
+    body = server.revision(name, (server.drafter / "model.safetensors").read_bytes())
+    shape = json.loads((server.drafter / "config.json").read_text())
+    (server.job / "revisions" / name / "config.json").write_text(json.dumps(shape | {"head_is_copy": follows}))
+    status, answer = server.call("POST", "/tlt/v1/drafter", body)
+    assert status == 200, answer
 
 
 def test_a_learner_finds_what_it_looks_for(server: RolloutServer) -> None:

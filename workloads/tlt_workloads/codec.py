@@ -5,21 +5,78 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Payload = TypeVar("Payload")
+_LIMITS = "limits"  # key in the metadata of a field
 
 
 class ContractError(ValueError):
     """A payload does not fit its type; the message names the field and what was expected."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a field must keep to beyond its type; a number with limits is finite.  Named as in JSON Schema."""
+
+    minimum: float | None = None
+    exclusive_minimum: float | None = None
+    maximum: float | None = None
+    min_length: int | None = None
+    pattern: str | None = None
+
+    def complaint(self, value: Any) -> str | None:
+        """What is wrong with a value of the right type; None when nothing is."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return "expected a finite number"
+        if self.minimum is not None and value < self.minimum:
+            return f"must be at least {self.minimum:g}"
+        if self.exclusive_minimum is not None and value <= self.exclusive_minimum:
+            return f"must be above {self.exclusive_minimum:g}"
+        if self.maximum is not None and value > self.maximum:
+            return f"must be at most {self.maximum:g}"
+        if self.min_length is not None and len(value) < self.min_length:
+            return "must not be empty"
+        if self.pattern is not None and not re.fullmatch(self.pattern, value):
+            return f"must match {self.pattern}"
+        return None
+
+
+def limits(
+    *,
+    minimum: float | None = None,
+    exclusive_minimum: float | None = None,
+    maximum: float | None = None,
+    min_length: int | None = None,
+    pattern: str | None = None,
+) -> Mapping[str, Limits]:
+    """`Limits` as the metadata of a dataclass field."""
+    return {
+        _LIMITS: Limits(
+            minimum=minimum,
+            exclusive_minimum=exclusive_minimum,
+            maximum=maximum,
+            min_length=min_length,
+            pattern=pattern,
+        )
+    }
+
+
+def limits_of(item: dataclasses.Field[Any]) -> Limits | None:
+    """The limits of a field, None without any."""
+    found: Limits | None = item.metadata.get(_LIMITS)
+    return found
+
+
 def encode(payload: Any) -> dict[str, Any]:
     """Turns a payload into JSON-ready data; field names become camelCase, as everywhere in Kubernetes."""
-    names = _names(typing.cast(Any, type(payload)))
+    names = wire_names(typing.cast(Any, type(payload)))
     return {name: _encode(getattr(payload, attribute)) for attribute, name in names.items()}
 
 
@@ -29,7 +86,7 @@ def decode(kind: type[Payload], data: Any, *, path: str = "") -> Payload:
     Unknown fields are ignored, so that either side may be newer; missing fields take their default.
 
     Raises:
-        ContractError: a field is missing or has the wrong type.
+        ContractError: a field is missing, has the wrong type or is beyond its limits.
     """
     try:
         return typing.cast(Payload, _reader(typing.cast(Any, kind))(data))
@@ -48,7 +105,8 @@ class _MisfitError(Exception):
 
 
 @functools.cache
-def _names(kind: type[Any]) -> Mapping[str, str]:
+def wire_names(kind: type[Any]) -> Mapping[str, str]:
+    """The fields of a payload type, each with its name on the wire."""
     return {item.name: _camel(item.name) for item in dataclasses.fields(kind)}
 
 
@@ -64,6 +122,8 @@ def _encode(value: Any) -> Any:
         return value.value
     if isinstance(value, tuple | list):
         return [_encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
     return value
 
 
@@ -82,6 +142,8 @@ def _reader(hint: Any) -> _Reader:
         return lambda value: None if value is None else inner(value)
     if origin is tuple:
         return _tuple_reader(arguments)
+    if origin is Mapping and arguments[1] is not Any:
+        return _mapping_reader(arguments[1])
     if dataclasses.is_dataclass(hint):
         return _payload_reader(typing.cast(type[Any], hint))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -92,7 +154,8 @@ def _reader(hint: Any) -> _Reader:
 
 
 def _payload_reader(kind: type[Any]) -> _Reader:
-    hints, names = typing.get_type_hints(kind), _names(typing.cast(Any, kind))
+    hints, names = typing.get_type_hints(kind), wire_names(typing.cast(Any, kind))
+    bounds = {item.name: limits_of(item) for item in dataclasses.fields(kind)}
     # Made at first use, because a type may contain itself.
     readers: list[tuple[str, str, _Reader]] = []
     required = [
@@ -105,7 +168,10 @@ def _payload_reader(kind: type[Any]) -> _Reader:
         if not isinstance(data, Mapping):
             raise _MisfitError(f"expected an object, got {type(data).__name__}")
         if not readers:
-            readers.extend((attribute, name, _reader(hints[attribute])) for attribute, name in names.items())
+            readers.extend(
+                (attribute, name, _limited(_reader(hints[attribute]), bounds[attribute]))
+                for attribute, name in names.items()
+            )
         values: dict[str, Any] = {}
         name = ""
         try:
@@ -119,6 +185,19 @@ def _payload_reader(kind: type[Any]) -> _Reader:
             if name not in data:
                 raise _MisfitError("required field is missing", where=f".{name}")
         return kind(**values)
+
+    return read
+
+
+def _limited(reader: _Reader, limits: Limits | None) -> _Reader:
+    if limits is None:
+        return reader
+
+    def read(value: Any) -> Any:
+        found = reader(value)
+        if found is not None and (complaint := limits.complaint(found)):
+            raise _MisfitError(complaint)
+        return found
 
     return read
 
@@ -145,6 +224,17 @@ def _tuple_reader(arguments: tuple[Any, ...]) -> _Reader:
     return read
 
 
+def _mapping_reader(kind: Any) -> _Reader:
+    inner = _reader(kind)
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _MisfitError(f"expected an object, got {type(value).__name__}")
+        return {str(key): inner(item) for key, item in value.items()}
+
+    return read
+
+
 def _choice_reader(kind: type[enum.Enum]) -> _Reader:
     def read(value: Any) -> Any:
         try:
@@ -159,11 +249,28 @@ def _choice_reader(kind: type[enum.Enum]) -> _Reader:
 def _plain_reader(kind: type[Any]) -> _Reader:
     def read(value: Any) -> Any:
         if type(value) is kind:
+            if kind is str and not value.isascii():
+                _check_characters(value)
             return value
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+            return _as_float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise _MisfitError(f"expected {kind.__name__}, got {type(value).__name__}")
         return value
 
     return read
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise _MisfitError("expected a finite number") from None
+
+
+def _check_characters(value: str) -> None:
+    """JSON can spell half a character, which then fits into no answer and no log."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _MisfitError("holds half a character (a lone surrogate)") from None

@@ -14,11 +14,13 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tlt_workloads.codec import ContractError as ContractError
 from tlt_workloads.codec import decode as decode
 from tlt_workloads.codec import encode as encode
+from tlt_workloads.codec import limits
 
 API_PREFIX = "/tlt/v1"
 STATE_ROUTE = f"{API_PREFIX}/state"  # rollout pod: GET -> RolloutState, long poll
@@ -54,7 +56,11 @@ CHECKPOINT_FOLDER = "checkpoints"
 REVISION_FOLDER = "revisions"  # <revision>/{model.safetensors, config.json, manifest.json}
 POLICY_FOLDER = "policy"  # policy-<N>.safetensors, written by the learner
 REVISION_WEIGHTS = "model.safetensors"
+REVISION_SHAPE = "config.json"
 REVISION_MANIFEST = "manifest.json"
+
+JOB_PATTERN = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?"  # two Kubernetes names
+SHA256_PATTERN = "[0-9a-fA-F]{64}"
 
 
 class SpeculationMode(enum.StrEnum):
@@ -105,6 +111,30 @@ class RevokeReason(enum.StrEnum):
     SHUTDOWN = "Shutdown"
 
 
+class DrafterRefusal(enum.StrEnum):
+    """Why a rollout pod does not take a drafter; the old one stays, and the rollout goes on."""
+
+    OUTSIDE_STORE = "OutsideStore"  # not below the job's folder, or by a link that leads out of it
+    NOT_A_FILE = "NotAFile"  # a link, a folder, a pipe or a device
+    UNREADABLE = "Unreadable"  # missing, no permission, or the store does not answer
+    TOO_LARGE = "TooLarge"  # more bytes than a drafter of this shape has; nothing was read
+    DIGEST_MISMATCH = "DigestMismatch"  # other bytes than were announced
+    NOT_SAFETENSORS = "NotSafetensors"  # a pickle, an archive or something else
+    OVERSIZED_HEADER = "OversizedHeader"  # the header claims more bytes than one of a drafter has
+    TRUNCATED = "Truncated"  # fewer bytes than the header promises
+    WRONG_TARGET = "WrongTarget"  # made for a model of another shape
+    WRONG_VOCABULARY = "WrongVocabulary"  # another draft vocabulary, or a map that leads nowhere
+    UNKNOWN_TENSOR = "UnknownTensor"  # more than a drafter has, the policy's embedding for instance
+    MISSING_TENSOR = "MissingTensor"
+    WRONG_SHAPE = "WrongShape"
+    WRONG_TYPE = "WrongType"
+    NOT_FINITE = "NotFinite"  # NaN or infinity
+    UNKNOWN_DRAFTER = "UnknownDrafter"  # the drafter that the server started with cannot be read
+    NOT_STAGED = "NotStaged"
+    LOAD_FAILED = "LoadFailed"  # the engine did not take it; the drafter before is back
+    POLICY_TOUCHED = "PolicyTouched"  # loading it changed the policy; both were put back
+
+
 class TrainerPhase(enum.StrEnum):
     """What the supervisor of a trainer pod does."""
 
@@ -119,9 +149,9 @@ class TrainerPhase(enum.StrEnum):
 class LeaseRequest:
     """Body of `POST lease`; 201 LeaseView, or 409 with reason NotIdle | Held | Paused | Updating."""
 
-    holder: str  # unique per trainer pod: "<pod name>/<pod uid>"
-    ttl: float = 10.0  # ends without a heartbeat from the holder for this long
-    window: float = 0.0  # asked back after this long whatever happens; 0 = no bound
+    holder: str = field(metadata=limits(min_length=1))  # unique per trainer pod: "<pod name>/<pod uid>"
+    ttl: float = field(default=10.0, metadata=limits(exclusive_minimum=0))  # ends after so long without a heartbeat
+    window: float = field(default=0.0, metadata=limits(minimum=0))  # asked back after this long; 0 = no bound
     memory: MemoryMode = MemoryMode.RESERVE
 
 
@@ -244,6 +274,8 @@ class RolloutState:
     engine_version: str
     plugin_version: str
     swap_stall: float | None = None  # longest gap in running requests during the last drafter load
+    drafter_lag: int | None = None  # policy updates since the last that the drafter was trained on; None: unknown
+    drafter_refusals: Mapping[str, int] = field(default_factory=dict)  # drafters refused since boot, by DrafterRefusal
     visible_devices: tuple[str, ...] = ()  # ids by which the container got devices without a claim
     drafting: Drafting | None = None  # None = no step yet
     ngram: AcceptanceCounters = field(default_factory=AcceptanceCounters)  # of the n-gram drafter, since boot
@@ -258,11 +290,11 @@ class CaptureSettings:
     """
 
     enabled: bool = True
-    max_tokens_per_step: int = 65536
-    max_bytes_per_step: int = 2 << 30
-    max_bytes: int = 8 << 30  # the pod's share of the ring in the store
-    sample_rate: float = 1.0  # of sequences
-    prompt_rows: int = 128  # of the prompt's end; its token ids are always recorded
+    max_tokens_per_step: int = field(default=65536, metadata=limits(minimum=0))
+    max_bytes_per_step: int = field(default=2 << 30, metadata=limits(minimum=0))
+    max_bytes: int = field(default=8 << 30, metadata=limits(minimum=0))  # the pod's share of the ring in the store
+    sample_rate: float = field(default=1.0, metadata=limits(minimum=0, maximum=1))  # of sequences
+    prompt_rows: int = field(default=128, metadata=limits(minimum=0))  # of the prompt's end; all its ids are kept
     element_type: ElementType = ElementType.BFLOAT16
 
 
@@ -271,7 +303,7 @@ class SpeculationSettings:
     """Body of `POST speculation`."""
 
     mode: SpeculationMode = SpeculationMode.ADAPTIVE
-    draft_length: int = 3
+    draft_length: int = field(default=3, metadata=limits(minimum=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,9 +341,9 @@ class SpeculationReport:
 class RolloutConfig:
     """Body of `POST config`: what a rollout pod needs to know of its job.  Sent again after each reboot."""
 
-    job: str  # "<namespace>/<name>"
-    store_url: str
-    idle_after: float = 0.5
+    job: str = field(metadata=limits(pattern=JOB_PATTERN))  # "<namespace>/<name>"
+    store_url: str = field(metadata=limits(min_length=1))
+    idle_after: float = field(default=0.5, metadata=limits(minimum=0))
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     speculation: SpeculationSettings = field(default_factory=SpeculationSettings)
 
@@ -323,9 +355,9 @@ class DrafterLoad:
     `DELETE drafter` puts the drafter back that the server started with, and answers as `GET state` does.
     """
 
-    revision: str
-    url: str  # folder that holds model.safetensors and manifest.json
-    sha256: str  # of model.safetensors
+    revision: str = field(metadata=limits(min_length=1))
+    url: str = field(metadata=limits(min_length=1))  # folder that holds model.safetensors and manifest.json
+    sha256: str = field(metadata=limits(pattern=SHA256_PATTERN))  # of model.safetensors
 
 
 @dataclass(frozen=True, kw_only=True)

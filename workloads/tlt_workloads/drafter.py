@@ -11,6 +11,7 @@ both are equal at start, and loading `embed_tokens` later would then overwrite t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +21,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from tlt_workloads.contract import DrafterRefusal
+
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 _EMBEDDING_SHARE = 0.1  # how loudly the untrained drafter hears the newest token's embedding
 _LAYER = "layers.0"
 _VOCABULARY_HINT = "; spec.drafter.draftVocabSize and --draft-vocab-size of the rollout servers must be equal"
+_BY_TOKEN = ("lm_head.weight", "d2t", "t2d")  # tensors with one row for each token
 _POSITION_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
 class DrafterError(ValueError):
     """Drafter or target files cannot be used; the message names the file or tensor."""
+
+
+class TensorError(DrafterError):
+    """The tensors of a file are not those of a drafter of this shape."""
+
+    def __init__(self, reason: DrafterRefusal, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,7 @@ class DrafterConfig:
     norm_before_residual: bool = False
     norm_output: bool = False
     fc_norm: bool = False  # each auxiliary layer is normalised by itself
+    head_is_copy: bool = False  # `lm_head` holds rows of the target's head as they were, and is never trained
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` that vLLM reads."""
@@ -79,6 +92,7 @@ class DrafterConfig:
             "norm_before_residual": self.norm_before_residual,
             "norm_output": self.norm_output,
             "fc_norm": self.fc_norm,
+            "head_is_copy": self.head_is_copy,
             "hidden_act": "silu",
             "attention_bias": False,
             "tie_word_embeddings": False,
@@ -112,6 +126,7 @@ def drafter_config(target: Mapping[str, Any], *, draft_vocab_size: int) -> Draft
             max_positions=int(target["max_position_embeddings"]),
             position={key: target[key] for key in _POSITION_KEYS if target.get(key) is not None},
             fc_norm=True,
+            head_is_copy=True,
         )
     except KeyError as error:
         raise DrafterError(f"target {CONFIG_FILE}: field {error.args[0]!r} is missing") from error
@@ -152,9 +167,12 @@ def parse_drafter_config(data: Mapping[str, Any], *, where: str) -> DrafterConfi
             norm_before_residual=data.get("norm_before_residual", False),
             norm_output=data.get("norm_output", False),
             fc_norm=data.get("fc_norm", False),
+            head_is_copy=data.get("head_is_copy", False),
         )
     except KeyError as error:
         raise DrafterError(f"{where}: field {error.args[0]!r} is missing") from error
+    except TypeError as error:
+        raise DrafterError(f"{where}: {error}") from error
 
 
 def drafter_tensors(config: DrafterConfig) -> dict[str, TensorSpec]:
@@ -193,25 +211,58 @@ def check_drafter_tensors(tensors: Mapping[str, torch.Tensor], config: DrafterCo
     """Refuses anything but a whole, finite drafter of this shape.
 
     Raises:
-        DrafterError: names the first tensor that is missing, unknown, of another shape or type, or not finite.
+        TensorError: names the first tensor that is missing, unknown, of another shape or type, or not finite.
     """
     specs = drafter_tensors(config)
     for name in sorted(tensors.keys() - specs.keys()):
-        raise DrafterError(f"{name}: not a drafter tensor")
+        raise TensorError(DrafterRefusal.UNKNOWN_TENSOR, f"{name}: not a drafter tensor")
     for name, spec in specs.items():
         if name not in tensors:
-            raise DrafterError(f"{name}: missing")
-        tensor = tensors[name]
-        if tuple(tensor.shape) != spec.shape or tensor.dtype != spec.dtype:
-            found, wanted = f"{tensor.dtype} {[*tensor.shape]}", f"{spec.dtype} {[*spec.shape]}"
-            hint = _VOCABULARY_HINT if name in ("lm_head.weight", "d2t") else ""
-            raise DrafterError(f"{name}: {found}, expected {wanted}{hint}")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DrafterError(f"{name}: holds values that are not finite")
+            raise TensorError(DrafterRefusal.MISSING_TENSOR, f"{name}: missing")
+        _check_tensor(name, tensors[name], spec)
     if "d2t" in tensors:
         targets = torch.arange(config.draft_vocab_size) + tensors["d2t"]
         if not torch.equal(targets, tensors["t2d"].nonzero().flatten()):
-            raise DrafterError("d2t: does not map the draft vocabulary onto the tokens that t2d marks")
+            raise TensorError(
+                DrafterRefusal.WRONG_VOCABULARY, "d2t: does not map the draft vocabulary onto the tokens that t2d marks"
+            )
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, spec: TensorSpec) -> None:
+    found, wanted = f"{tensor.dtype} {[*tensor.shape]}", f"{spec.dtype} {[*spec.shape]}"
+    if tuple(tensor.shape) != spec.shape:
+        counts_tokens = name in _BY_TOKEN and tensor.shape[1:] == torch.Size(spec.shape[1:])
+        reason = DrafterRefusal.WRONG_VOCABULARY if counts_tokens else DrafterRefusal.WRONG_SHAPE
+        hint = _VOCABULARY_HINT if counts_tokens else ""
+        raise TensorError(reason, f"{name}: {found}, expected {wanted}{hint}")
+    if tensor.dtype != spec.dtype:
+        raise TensorError(DrafterRefusal.WRONG_TYPE, f"{name}: {found}, expected {wanted}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise TensorError(DrafterRefusal.NOT_FINITE, f"{name}: holds values that are not finite")
+
+
+def check_same_target(found: DrafterConfig, own: DrafterConfig) -> None:
+    """Refuses a drafter for another model; what tensors cannot tell by their shapes is compared too.
+
+    Raises:
+        TensorError: names the fields of `config.json` that differ.
+    """
+    if (found.vocab_size, found.draft_vocab_size) != (own.vocab_size, own.draft_vocab_size):
+        raise TensorError(
+            DrafterRefusal.WRONG_VOCABULARY,
+            f"{CONFIG_FILE}: drafts {found.draft_vocab_size} of {found.vocab_size} tokens, "
+            f"expected {own.draft_vocab_size} of {own.vocab_size}{_VOCABULARY_HINT}",
+        )
+    theirs, ours = found.to_json(), own.to_json()
+    if differing := [name for name in ours if name != "head_is_copy" and theirs.get(name) != ours[name]]:
+        values = ", ".join(f"{name} is {theirs.get(name)!r} and not {ours[name]!r}" for name in differing)
+        raise TensorError(DrafterRefusal.WRONG_TARGET, f"{CONFIG_FILE}: made for another target: {values}")
+
+
+def drafter_bytes(config: DrafterConfig) -> int:
+    """Bytes of all tensors of a drafter file."""
+    specs = drafter_tensors(config).values()
+    return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
 
 
 @dataclass(frozen=True, eq=False)

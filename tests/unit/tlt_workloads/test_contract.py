@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -83,6 +85,13 @@ def test_whole_numbers_are_accepted_where_seconds_are_expected() -> None:
         ({"holder": "a", "ttl": True}, "ttl: expected float, got bool"),
         ({"holder": "a", "memory": "Swap"}, "memory: 'Swap' is not one of Reserve, Sleep"),
         ([], "LeaseRequest: expected an object, got list"),
+        ({"holder": ""}, "holder: must not be empty"),
+        ({"holder": "a\ud800"}, "holder: holds half a character (a lone surrogate)"),
+        ({"holder": "a", "ttl": 0}, "ttl: must be above 0"),
+        ({"holder": "a", "ttl": 10**400}, "ttl: expected a finite number"),
+        ({"holder": "a", "ttl": float("nan")}, "ttl: expected a finite number"),
+        ({"holder": "a", "ttl": float("inf")}, "ttl: expected a finite number"),
+        ({"holder": "a", "window": -0.5}, "window: must be at least 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_field_name(data: Any, message: str) -> None:
@@ -95,3 +104,25 @@ def test_a_nested_field_is_named_with_its_path() -> None:
     data = {"job": "a/b", "storeUrl": "file:///tlt", "capture": {"maxBytes": "many"}}
     with pytest.raises(contract.ContractError, match=r"^capture\.maxBytes: expected int, got str$"):
         contract.decode(contract.RolloutConfig, data)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A payload with numbers by name, as the state's refusals are."""
+
+    by_reason: Mapping[str, int] = field(default_factory=dict)
+
+
+def test_numbers_by_name_survive_the_wire() -> None:
+    tally = Tally({"NotFinite": 2})
+    assert contract.decode(Tally, over_the_wire(tally)) == tally
+    with pytest.raises(contract.ContractError, match=r"^byReason: expected int, got str$"):
+        contract.decode(Tally, {"byReason": {"NotFinite": "2"}})
+    with pytest.raises(contract.ContractError, match=r"^byReason: expected an object, got list$"):
+        contract.decode(Tally, {"byReason": []})
+
+
+@pytest.mark.parametrize("job", ["math", "team/", "team/../x", "Team/math", "team/math\n", "/team/math", "team/ma th"])
+def test_a_job_has_the_names_of_kubernetes(job: str) -> None:
+    with pytest.raises(contract.ContractError, match=r"^job: must match"):
+        contract.decode(contract.RolloutConfig, {"job": job, "storeUrl": "file:///tlt"})

@@ -32,7 +32,7 @@ from tlt_workloads.rollout.pod import Identity, Readings, RolloutPod
 from tlt_workloads.rollout.serve import UNTRAINED_VARIABLE
 from tlt_workloads.rollout.speculation import SpeculationOrder, check_settings
 from tlt_workloads.rollout.stats import TOTALS
-from tlt_workloads.rollout.updates import GapWatch, Updates
+from tlt_workloads.rollout.updates import Finder, GapWatch, Updates
 from tlt_workloads.store import open_store
 
 LARGEST_BATCH_VARIABLE = "TLT_LARGEST_SPECULATED_BATCH"  # fixed modes draft nothing above this many requests
@@ -51,6 +51,8 @@ class Rollout:
     updates: Updates
     job_folder: JobFolder
     model: str
+    takes_nccl: bool
+    workers: int  # that take weights
     longest_draft: int
     largest_batch: int
     has_trained_drafter: bool
@@ -84,9 +86,9 @@ class Rollout:
         self.pod.note()
         return warnings
 
-    async def load_drafter(self, load: DrafterLoad, *, path: str) -> DrafterLoaded:
+    async def load_drafter(self, load: DrafterLoad, *, find: Finder) -> DrafterLoaded:
         """Puts a revision in place; see `Updates.load_drafter`."""
-        loaded = await self.updates.load_drafter(load, path=path)
+        loaded = await self.updates.load_drafter(load, find=find)
         await self.speculate(is_new_drafter=True)
         return loaded
 
@@ -166,6 +168,8 @@ async def assemble(client: Any, args: Namespace) -> Rollout:
         ),
         job_folder=JobFolder.from_environment(),
         model=args.model,
+        takes_nccl=config.device_config.device_type != "cpu",
+        workers=config.parallel_config.world_size_across_dp,
         longest_draft=longest,
         largest_batch=int(os.environ.get(LARGEST_BATCH_VARIABLE) or LARGEST_BATCH_DEFAULT),
         has_ngrams=speculative is not None and not config.scheduler_config.async_scheduling,

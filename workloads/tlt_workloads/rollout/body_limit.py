@@ -12,7 +12,9 @@ from tlt_workloads.rollout.gate import App, Message, Receive, Scope, Send
 
 LARGEST_CONTROL_BODY = 64 << 10  # bytes; the largest payload of the contract is far below
 LARGEST_WEIGHTS_BODY = 16 << 20  # bytes; names, types and shapes of all tensors of a policy, never their values
-WEIGHT_ROUTES = frozenset({"/init_weight_transfer_engine", "/start_weight_update", "/update_weights"})
+WEIGHT_ROUTES = frozenset(
+    {"/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update"}
+)
 
 
 def limit_of(path: str) -> int | None:

@@ -11,6 +11,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tlt_workloads.rollout.lossless import check_config
+
 if TYPE_CHECKING:
     from tlt_workloads.rollout.capture import CaptureTap
     from tlt_workloads.rollout.drafts import Drafts
@@ -65,6 +67,7 @@ def attach_to_workers() -> None:
 
     @functools.wraps(original)
     def init_device(self: Any) -> None:
+        check_config(self.vllm_config.speculative_config)  # no other extension point sees it before weights are loaded
         original(self)
         from tlt_workloads.rollout.worker import WorkerSide
 

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
-from tlt_workloads.contract import REVISION_WEIGHTS
-from tlt_workloads.drafter import DrafterConfig, DrafterError, check_drafter_tensors
+from tlt_workloads.contract import DrafterRefusal
+from tlt_workloads.drafter import DrafterConfig
 from tlt_workloads.rollout.checksum import policy_checksum, shared_tensors
+from tlt_workloads.rollout.revision_files import RefusedDrafterError, read_shape, read_tensors
 
 NOT_LOADED = frozenset({"t2d"})  # vLLM derives it from d2t
+HEAD = "lm_head.weight"
 
 
-class RefusedDrafterError(Exception):
-    """These weights are not taken; `reason` is CamelCase."""
+@dataclass(frozen=True, kw_only=True)
+class PolicyMark:
+    """The policy as it was at a moment, to tell whether loading a drafter touched it, and to put it back."""
 
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    generation: int
+    checksum: str
+    shared: frozenset[int]  # addresses that policy and drafter have in common
+    backup: Mapping[str, torch.Tensor]  # host copies of these
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyDrafter:
+    """A drafter that passed every check."""
+
+    tensors: Mapping[str, torch.Tensor]
+    head_is_copy: bool  # its head is a frozen copy of the policy's rows, and must follow them
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagedDrafter:
-    """A drafter that passed every check and waits to be put in place."""
+    """What waits to be put in place."""
 
-    tensors: Mapping[str, torch.Tensor]
-    checksum_before: str
-    shared: frozenset[int]  # addresses that policy and drafter have in common
-    backup: Mapping[str, torch.Tensor]  # host copies of these, in case that loading touches them all the same
+    drafter: ReadyDrafter
+    policy: PolicyMark | None  # None: it was being written just then
 
 
 class DrafterSwap:
@@ -48,6 +55,8 @@ class DrafterSwap:
         config: the drafter that the server started with; a new one must have exactly its tensors.
         initial: the tensors that the server started with, to go back to.
         load_tensors: puts tensors into the drafter through vLLM's weight-transfer session.
+        generation: how often the policy's weights have been written since start.
+        head_rows: the policy's head, [tokens, hidden], of these target ids; None when it cannot be read.
     """
 
     def __init__(
@@ -58,23 +67,27 @@ class DrafterSwap:
         config: DrafterConfig,
         initial: Callable[[], Mapping[str, torch.Tensor]],
         load_tensors: Callable[[Mapping[str, torch.Tensor]], None],
+        generation: Callable[[], int],
+        head_rows: Callable[[torch.Tensor], torch.Tensor | None],
     ) -> None:
         self._policy = policy
         self._drafter = drafter
         self._config = config
         self._initial = initial
         self._load_tensors = load_tensors
-        self._active: Mapping[str, torch.Tensor] | None = None
+        self._generation = generation
+        self._head_rows = head_rows
+        self._active: ReadyDrafter | None = None
         self._thread: threading.Thread | None = None
         self._staged: StagedDrafter | RefusedDrafterError | None = None
 
     def stage(self, folder: Path, *, sha256: str) -> None:
         """Starts to read a revision; a second call forgets the first."""
-        self._begin(lambda: self._check(self._read(folder / REVISION_WEIGHTS, sha256)))
+        self._begin(lambda: self._read(folder, sha256))
 
     def stage_own(self) -> None:
         """Starts to read the tensors that the server started with, as `stage` does a revision's."""
-        self._begin(lambda: self._check(self._initial()))
+        self._begin(lambda: self._staged_beside(self._own()))
 
     def _begin(self, read: Callable[[], StagedDrafter]) -> None:
         self._staged = None
@@ -85,7 +98,7 @@ class DrafterSwap:
             except RefusedDrafterError as error:
                 staged = error
             except Exception as error:  # noqa: BLE001 - a thread has no caller; the asker gets the reason
-                staged = RefusedDrafterError("Unreadable", f"{type(error).__name__}: {error}")
+                staged = RefusedDrafterError(DrafterRefusal.UNREADABLE, f"{type(error).__name__}: {error}")
             if self._thread is threading.current_thread():
                 self._staged = staged
 
@@ -109,55 +122,95 @@ class DrafterSwap:
             RefusedDrafterError: loading failed or touched the policy; both were put back.
         """
         if not isinstance(self._staged, StagedDrafter):
-            raise RefusedDrafterError("NotStaged", "no drafter is staged")
+            raise RefusedDrafterError(DrafterRefusal.NOT_STAGED, "no drafter is staged")
         staged, self._staged = self._staged, None
         began = time.perf_counter()
+        before = staged.policy
+        if before is None or before.generation != self._generation():
+            before = self._mark()  # the policy has changed since the drafter was read: compare with what it is now
+        drafter = self._following(staged.drafter)
         try:
-            self._load_tensors(staged.tensors)
-            after = policy_checksum(self._policy, shared=staged.shared)
+            self._load_tensors(drafter.tensors)
+            after = policy_checksum(self._policy, shared=before.shared)
         except Exception as error:  # vLLM raises all kinds of errors while loading
-            self._undo(staged)
-            raise RefusedDrafterError("LoadFailed", f"{type(error).__name__}: {error}") from error
-        if after != staged.checksum_before:
-            self._undo(staged)
-            raise RefusedDrafterError("PolicyTouched", "loading the drafter changed the policy; both were put back")
-        self._active = staged.tensors
-        return {"seconds": time.perf_counter() - began, "before": staged.checksum_before, "after": after}
+            self._undo(before)
+            raise RefusedDrafterError(DrafterRefusal.LOAD_FAILED, f"{type(error).__name__}: {error}") from error
+        if after != before.checksum:
+            self._undo(before)
+            raise RefusedDrafterError(
+                DrafterRefusal.POLICY_TOUCHED, "loading the drafter changed the policy; both were put back"
+            )
+        self._active = drafter
+        return {"seconds": time.perf_counter() - began, "before": before.checksum, "after": after}
 
-    def _read(self, path: Path, sha256: str) -> Mapping[str, torch.Tensor]:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise RefusedDrafterError("Unreadable", f"{path}: {error.strerror}") from error
-        digest = hashlib.sha256(data).hexdigest()  # of the bytes that are parsed below, not of the file behind the name
-        if digest != sha256.lower():
-            raise RefusedDrafterError("DigestMismatch", f"{path} has sha256 {digest}, expected {sha256}")
-        try:
-            tensors: Mapping[str, torch.Tensor] = load(data)
-            check_drafter_tensors(tensors, self._config)
-        except SafetensorError as error:
-            raise RefusedDrafterError("Unreadable", f"{path}: {error}") from error
-        except DrafterError as error:
-            raise RefusedDrafterError("TensorRefused", str(error)) from error
-        return tensors
+    def follow_policy(self) -> bool:
+        """Takes the policy's current rows into a head that is a copy of them; called when the policy has changed.
 
-    def _check(self, tensors: Mapping[str, torch.Tensor]) -> StagedDrafter:
-        """Notes what the policy is like before these come near it."""
+        A head that was trained stays as it is: its rows are the drafter's own.
+
+        Returns:
+            Whether there was something to take.
+        """
+        drafter = self._in_place()
+        following = self._following(drafter)
+        if following is drafter:
+            return False
+        self._load_tensors({HEAD: following.tensors[HEAD]})
+        self._active = following
+        return True
+
+    def _read(self, folder: Path, sha256: str) -> StagedDrafter:
+        shape = read_shape(folder, own=self._config)
+        tensors = read_tensors(folder, sha256=sha256, config=self._config)
+        return self._staged_beside(_ready(tensors, head_is_copy=shape is not None and shape.head_is_copy))
+
+    def _staged_beside(self, drafter: ReadyDrafter) -> StagedDrafter:
+        """Notes what the policy is like before the drafter comes near it."""
+        try:
+            return StagedDrafter(drafter=drafter, policy=self._mark())
+        except Exception:  # noqa: BLE001 - a policy that is being written has layers without memory
+            return StagedDrafter(drafter=drafter, policy=None)
+
+    def _mark(self) -> PolicyMark:
+        generation = self._generation()  # first: a change of the policy meanwhile is then noticed
         shared = shared_tensors(self._policy, self._drafter)
         addresses = frozenset(tensor.data_ptr() for tensor in shared.values())
-        return StagedDrafter(
-            tensors={name: tensor for name, tensor in tensors.items() if name not in NOT_LOADED},
-            checksum_before=policy_checksum(self._policy, shared=addresses),
+        return PolicyMark(
+            generation=generation,
+            checksum=policy_checksum(self._policy, shared=addresses),
             shared=addresses,
             backup={name: tensor.detach().to("cpu", copy=True) for name, tensor in shared.items()},
         )
 
-    def _undo(self, staged: StagedDrafter) -> None:
+    def _following(self, drafter: ReadyDrafter) -> ReadyDrafter:
+        """The drafter with the head that the policy has now; itself when that makes no difference."""
+        if not drafter.head_is_copy or HEAD not in drafter.tensors or not self._generation():
+            return drafter
+        d2t = drafter.tensors["d2t"]
+        rows = self._head_rows(torch.arange(len(d2t)) + d2t)
+        if rows is None:
+            return drafter
+        copied = rows.detach().to("cpu", drafter.tensors[HEAD].dtype, copy=True)
+        return replace(drafter, tensors={**drafter.tensors, HEAD: copied})
+
+    def _in_place(self) -> ReadyDrafter:
+        if self._active is None:
+            self._active = self._own()
+        return self._active
+
+    def _own(self) -> ReadyDrafter:
+        """The drafter that the server started with."""
+        return _ready(self._initial(), head_is_copy=self._config.head_is_copy)
+
+    def _undo(self, policy: PolicyMark) -> None:
         """Puts back the shared tensors first: they decide what the policy says."""
         parameters = dict(self._policy.named_parameters()) | dict(self._policy.named_buffers())
         with torch.no_grad():
-            for name, tensor in staged.backup.items():
+            for name, tensor in policy.backup.items():
                 parameters[name].data.copy_(tensor)
-        if self._active is None:
-            self._active = self._initial()
-        self._load_tensors(self._active)
+        self._load_tensors(self._following(self._in_place()).tensors)
+
+
+def _ready(tensors: Mapping[str, torch.Tensor], *, head_is_copy: bool) -> ReadyDrafter:
+    loaded = {name: tensor for name, tensor in tensors.items() if name not in NOT_LOADED}
+    return ReadyDrafter(tensors=loaded, head_is_copy=head_is_copy)

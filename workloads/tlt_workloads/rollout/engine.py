@@ -10,14 +10,14 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from tlt_workloads.contract import CaptureSettings, SpeculationReport, decode, encode
+from tlt_workloads.contract import CaptureSettings, DrafterRefusal, SpeculationReport, decode, encode
 from tlt_workloads.rollout.speculation import SpeculationOrder
 
 
 class DrafterRefusedError(Exception):
-    """The workers refuse a drafter; the old one stays.  `reason` is CamelCase, the message a sentence."""
+    """A drafter is refused; the old one stays.  The message is a sentence."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: DrafterRefusal, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -88,6 +88,9 @@ class Engine(Protocol):
 
     async def apply_drafter(self) -> Swap:
         """Puts the staged drafter in place between two steps; raises DrafterRefusedError when it was undone."""
+
+    async def follow_policy(self) -> None:
+        """Lets the drafter take what it has copied from the policy anew; the policy has just changed."""
 
 
 class VllmEngine:
@@ -171,8 +174,12 @@ class VllmEngine:
             checksum_after="+".join(answer["after"] for answer in answers),
         )
 
+    async def follow_policy(self) -> None:
+        """Tells the workers."""
+        await self._client.collective_rpc("tlt_follow_policy")
+
 
 def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
     if reason := answer.get("refused"):
-        raise DrafterRefusedError(reason, answer["message"])
+        raise DrafterRefusedError(DrafterRefusal(reason), answer["message"])
     return answer

@@ -10,7 +10,7 @@ from tlt_workloads.contract import JOB_VARIABLE, STORE_URL_VARIABLE
 
 
 class OutsideStoreError(ValueError):
-    """A location is not below the job's folder in the store."""
+    """A location is not below the job's folder in the store, or is none at all."""
 
 
 class JobFolder:
@@ -47,7 +47,10 @@ def local_path(url: str) -> Path:
     Raises:
         OutsideStoreError: the location is not on a mounted file system.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise OutsideStoreError(f"{url!r}: {error}") from error
     if parts.scheme not in ("", "file") or parts.netloc or not parts.path.startswith("/"):
         raise OutsideStoreError(f"{url!r} is not on a mounted volume; write file:///folder or an absolute path")
     return Path(unquote(parts.path) if parts.scheme else url)
@@ -57,10 +60,18 @@ def resolve_inside(url: str, *, folder: str) -> Path:
     """The real path of a location, links followed, which must lie below `folder`.
 
     Raises:
-        OutsideStoreError: it leads elsewhere, by `..`, by a link or openly.
+        OutsideStoreError: it leads elsewhere, by `..`, by a link or openly, or nowhere.
     """
-    root = local_path(folder).resolve()
-    path = local_path(url).resolve()
+    root, path = _real(folder), _real(url)
     if path == root or root not in path.parents:
         raise OutsideStoreError(f"{url!r} is not below the job's folder {root}")
     return path
+
+
+def _real(url: str) -> Path:
+    try:
+        return local_path(url).resolve()
+    except OutsideStoreError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a NUL
+        raise OutsideStoreError(f"{url!r} cannot be a path: {error}") from error

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from tlt_workloads import contract
-from tlt_workloads.contract import DraftSource
+from tlt_workloads.contract import DrafterRefusal, DraftSource
 from tlt_workloads.rollout.pod import RolloutPod
 
 
@@ -61,6 +61,13 @@ class PodCollector(Collector):
         for reason, tokens in contract.encode(facts.capture.drops).items():
             dropped.add_metric([reason], tokens)
         yield dropped
+        refusals = CounterMetricFamily("tlt:drafter_refusals", "drafters that were not taken", labels=["reason"])
+        for reason in DrafterRefusal:  # also those that have not happened, so that a rate sees the first one
+            refusals.add_metric([reason.value], facts.drafter_refusals.get(reason.value, 0))
+        yield refusals
+        lag = GaugeMetricFamily("tlt:drafter_policy_lag", "policy updates since the last that the drafter learnt from")
+        lag.add_metric([], float("nan") if facts.drafter_lag is None else facts.drafter_lag)
+        yield lag
         drafter = InfoMetricFamily("tlt:drafter", "the drafter in the engine")
         drafter.add_metric(
             [],

@@ -11,12 +11,14 @@ import logging
 import secrets
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tlt_workloads.contract import (
     AcceptanceCounters,
     CaptureCounters,
+    DrafterRefusal,
     Drafting,
     LeasePhase,
     LeaseRequest,
@@ -93,6 +95,8 @@ class RolloutPod:
         self.drafter_digest: str | None = None
         self.own_drafter_digest: str | None = None  # of what the server started with
         self.swap_stall: float | None = None
+        self.drafter_trained_to: int | None = None  # the last policy that the drafter has learnt from
+        self.drafter_refusals: Counter[DrafterRefusal] = Counter()
         self.speculation = SpeculationSettings(mode=SpeculationMode.OFF, draft_length=0)
         self.config_digest: str | None = None
         self._arm()
@@ -136,6 +140,8 @@ class RolloutPod:
             engine_version=self.identity.engine_version,
             plugin_version=self.identity.plugin_version,
             swap_stall=self.swap_stall,
+            drafter_lag=self._drafter_lag(),
+            drafter_refusals={reason.value: count for reason, count in self.drafter_refusals.items()},
             visible_devices=self.identity.visible_devices,
             drafting=self._readings.drafting(),
             ngram=self._readings.ngram(),
@@ -327,6 +333,11 @@ class RolloutPod:
         """A weight update began or ended."""
         self.activity.set_updating(updating, now=self._clock())
         self._note_change()
+
+    def _drafter_lag(self) -> int | None:
+        if self.drafter_trained_to is None:
+            return None
+        return max(0, self.policy_version - self.drafter_trained_to)
 
     def note(self) -> None:
         """Another fact changed."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import logging
 from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
@@ -22,8 +22,9 @@ from tlt_workloads.rollout.body_limit import BodyLimit
 from tlt_workloads.rollout.engine import DrafterRefusedError
 from tlt_workloads.rollout.gate import RequestGate
 from tlt_workloads.rollout.lease import NotHolderError
-from tlt_workloads.rollout.locations import OutsideStoreError
+from tlt_workloads.rollout.openapi import Parameter, documented, schema_of
 from tlt_workloads.rollout.pod import RefusedError, RolloutPod
+from tlt_workloads.rollout.revision_files import find_revision
 from tlt_workloads.rollout.speculation import SpeculationRefusedError
 from tlt_workloads.store import StoreError
 from tlt_workloads.tokens import TokenFile, UnauthorizedError
@@ -32,6 +33,26 @@ logger = logging.getLogger("vllm.tlt")
 
 LONGEST_WAIT = 60.0  # seconds of a long poll
 HEARTBEAT = 0.5  # seconds between two looks at whether a polling holder, or the server, is still there
+
+SEQ = Parameter(name="seq", schema={"type": "integer"}, meaning="the number of the last answer")
+WAIT = Parameter(name="wait", schema={"type": "number", "minimum": 0}, meaning=f"seconds, {LONGEST_WAIT:g} at the most")
+HOLDER = Parameter(name="holder", schema={"type": "string"}, meaning="who holds the lease; a heartbeat while it waits")
+BACK = Parameter(name="holder", schema={"type": "string"}, meaning="who gives the lease back")
+REVOKE = Parameter(name="revoke", schema=schema_of(contract.RevokeReason), meaning="why it is asked back")
+LEASE_ANSWER = {
+    "type": "object",
+    "required": ["seq", "boot", "lease"],
+    "properties": {
+        "seq": {"type": "integer"},
+        "boot": {"type": "string"},
+        "lease": schema_of(contract.LeaseView | None),
+    },
+}
+CONFIG_ANSWER = {
+    "type": "object",
+    "required": ["configDigest", "warnings"],
+    "properties": {"configDigest": {"type": "string"}, "warnings": {"type": "array", "items": {"type": "string"}}},
+}
 
 router = APIRouter()
 Payload = TypeVar("Payload")
@@ -66,10 +87,8 @@ def control(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
             return failure(409, error.reason, str(error))
         except NotHolderError as error:
             return failure(409, "NotHolder", str(error))
-        except OutsideStoreError as error:
-            return failure(422, "OutsideStore", str(error))
         except DrafterRefusedError as error:
-            return failure(422, error.reason, str(error))
+            return failure(422, error.reason.value, str(error))
 
     guarded.__annotations__ = {"request": Request, "return": Response}
     del guarded.__wrapped__  # FastAPI would read the handler's own signature
@@ -81,7 +100,7 @@ def failure(status: int, reason: str, message: str) -> JSONResponse:
     return JSONResponse({"error": {"reason": reason, "message": message}}, status_code=status)
 
 
-@router.get(contract.STATE_ROUTE)
+@router.get(contract.STATE_ROUTE, **documented(answer=contract.RolloutState, query=(SEQ, WAIT)))
 @control
 async def get_state(request: Request, rollout: Rollout) -> Response:
     """`GET state?seq=&wait=`: the pod's facts, at the next change."""
@@ -90,20 +109,24 @@ async def get_state(request: Request, rollout: Rollout) -> Response:
     return JSONResponse(contract.encode(rollout.pod.facts()))
 
 
-@router.post(contract.LEASE_ROUTE)
+@router.post(
+    contract.LEASE_ROUTE,
+    **documented(
+        body=contract.LeaseRequest,
+        answer=contract.LeaseView,
+        status=201,
+        refusals={409: "NotIdle, Held, Paused, Updating, Unsupported or SleepFailed"},
+    ),
+)
 @control
 async def post_lease(request: Request, rollout: Rollout) -> Response:
     """`POST lease`: lends the GPU."""
     wanted = await _body(request, contract.LeaseRequest)
-    if not wanted.holder:
-        raise BadRequestError("holder: must not be empty")
-    if wanted.ttl <= 0 or wanted.window < 0:
-        raise BadRequestError("ttl: must be above 0, window: must not be negative")
     view = await rollout.pod.grant(wanted)
     return JSONResponse(contract.encode(view), status_code=201)
 
 
-@router.get(contract.LEASE_ROUTE)
+@router.get(contract.LEASE_ROUTE, **documented(answer=LEASE_ANSWER, query=(HOLDER, SEQ, WAIT)))
 @control
 async def get_lease(request: Request, rollout: Rollout) -> Response:
     """`GET lease?holder=&seq=&wait=`: the lease at its next change; a heartbeat of the holder while it waits."""
@@ -118,7 +141,12 @@ async def get_lease(request: Request, rollout: Rollout) -> Response:
     return JSONResponse({"seq": pod.seq, "boot": pod.boot, "lease": None if lease is None else contract.encode(lease)})
 
 
-@router.delete(contract.LEASE_ROUTE)
+@router.delete(
+    contract.LEASE_ROUTE,
+    **documented(
+        answer=contract.RolloutState, query=(BACK, REVOKE), refusals={409: "NotHolder: somebody else has the lease"}
+    ),
+)
 @control
 async def delete_lease(request: Request, rollout: Rollout) -> Response:
     """`DELETE lease?holder=` gives it back, `?revoke=reason` asks it back."""
@@ -132,17 +160,36 @@ async def delete_lease(request: Request, rollout: Rollout) -> Response:
     return JSONResponse(contract.encode(rollout.pod.facts()))
 
 
-@router.post(contract.DRAFTER_ROUTE)
+@router.post(
+    contract.DRAFTER_ROUTE,
+    **documented(
+        body=contract.DrafterLoad,
+        answer=contract.DrafterLoaded,
+        refusals={
+            409: "NoDrafter, PolicyUpdate, Loading or Asleep: not now",
+            422: f"refused for good: {', '.join(contract.DrafterRefusal)}",
+        },
+    ),
+)
 @control
 async def post_drafter(request: Request, rollout: Rollout) -> Response:
     """`POST drafter`: a new revision."""
     load = await _body(request, contract.DrafterLoad)
-    path: Path = rollout.job_folder.resolve(load.url)
-    loaded = await rollout.load_drafter(load, path=str(path))
+    find = functools.partial(asyncio.to_thread, find_revision, job_folder=rollout.job_folder)
+    loaded = await rollout.load_drafter(load, find=find)
     return JSONResponse(contract.encode(loaded))
 
 
-@router.delete(contract.DRAFTER_ROUTE)
+@router.delete(
+    contract.DRAFTER_ROUTE,
+    **documented(
+        answer=contract.RolloutState,
+        refusals={
+            409: "NoDrafter, PolicyUpdate, Loading or Asleep: not now",
+            422: "Unreadable: the file of the server's own drafter is gone",
+        },
+    ),
+)
 @control
 async def delete_drafter(request: Request, rollout: Rollout) -> Response:
     """`DELETE drafter`: back to the one that the server started with."""
@@ -150,7 +197,7 @@ async def delete_drafter(request: Request, rollout: Rollout) -> Response:
     return JSONResponse(contract.encode(rollout.pod.facts()))
 
 
-@router.post(contract.SPECULATION_ROUTE)
+@router.post(contract.SPECULATION_ROUTE, **documented(body=contract.SpeculationSettings, answer=contract.RolloutState))
 @control
 async def post_speculation(request: Request, rollout: Rollout) -> Response:
     """`POST speculation`: mode and draft length from now on."""
@@ -158,14 +205,14 @@ async def post_speculation(request: Request, rollout: Rollout) -> Response:
     return JSONResponse(contract.encode(rollout.pod.facts()))
 
 
-@router.get(contract.SPECULATION_ROUTE)
+@router.get(contract.SPECULATION_ROUTE, **documented(answer=contract.SpeculationReport))
 @control
 async def get_speculation(request: Request, rollout: Rollout) -> Response:
     """`GET speculation`: what is drafted, and what adaptive speculation knows."""
     return JSONResponse(contract.encode(await rollout.report_speculation()))
 
 
-@router.post(contract.CONFIG_ROUTE)
+@router.post(contract.CONFIG_ROUTE, **documented(body=contract.RolloutConfig, answer=CONFIG_ANSWER))
 @control
 async def post_config(request: Request, rollout: Rollout) -> Response:
     """`POST config`: what the pod must know of its job; the same again changes nothing."""
@@ -202,7 +249,7 @@ async def _body(request: Request, kind: type[Payload]) -> Payload:
     assert dataclasses.is_dataclass(kind)
     try:
         data = await request.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequestError(f"body: not JSON: {error}") from error
     return contract.decode(kind, data)
 

@@ -22,6 +22,7 @@ from tlt_workloads.contract import POD_NAME_VARIABLE
 from tlt_workloads.drafter import DrafterError, write_initial_drafter
 from tlt_workloads.rollout.compat import UnsupportedEngineError, check_engine_version, engine_version
 from tlt_workloads.rollout.counters import create_page
+from tlt_workloads.rollout.lossless import LossyOptionError, check_command_line
 from tlt_workloads.rollout.placement import PlacementError, emulated_cores, pin
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # without them a CPU emulates bfloat16, at a tenth of the speed
@@ -143,7 +144,7 @@ def main() -> None:
     settings = parse(sys.argv[1:])
     try:
         _prepare(settings)
-    except (DrafterError, PlacementError, StartError, UnsupportedEngineError) as error:
+    except (DrafterError, LossyOptionError, PlacementError, StartError, UnsupportedEngineError) as error:
         raise SystemExit(f"tlt-rollout: {error}") from error
 
     # Not the `vllm` command: it looks for the metadata of a distribution that the CPU build does not bear the name of.
@@ -172,6 +173,7 @@ def _prepare(settings: Settings) -> None:
     os.environ[UNTRAINED_VARIABLE] = str(int(settings.drafter_folder is None))
     pod = os.environ.get(POD_NAME_VARIABLE) or socket.gethostname()
     sys.argv = [sys.argv[0], *vllm_arguments(settings, drafter=drafter, element_type=element_type, pod=pod)]
+    check_command_line(sys.argv[1:])
 
 
 def _first_drafter(settings: Settings, scratch: Path) -> Path:

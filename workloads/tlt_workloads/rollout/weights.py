@@ -1,8 +1,7 @@
 """The weight-transfer engine `tlt`: the policy comes by file or NCCL, the drafter by file.
 
 One backend serves a whole vLLM server, and learners want NCCL for the policy while the drafter comes from the store;
-hence a composite.  A message says which transport it means (`transport`: `file` or `nccl`); without that word an
-address means NCCL and a path means a file, so that learners written for vLLM's own engines work unchanged.
+hence a composite.  `transport.py` says how messages are understood.
 """
 
 from __future__ import annotations
@@ -11,11 +10,9 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from vllm.config import VllmConfig
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
@@ -26,18 +23,17 @@ from vllm.distributed.weight_transfer.base import (
 
 from tlt_workloads.rollout.compat import refresh_tied_head
 from tlt_workloads.rollout.locations import JobFolder
+from tlt_workloads.rollout.policy_files import open_policy
+from tlt_workloads.rollout.transport import Transport, read_introduction, read_part
 
 logger = logging.getLogger("vllm.tlt")
-
-FILE, NCCL = "file", "nccl"
-NCCL_FIELDS = frozenset({"names", "dtype_names", "shapes"})  # newer and older learners send more; vLLM 0.32 takes these
 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     """How the learner will send the policy."""
 
-    transport: str
+    transport: Transport
     nccl: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,8 +41,8 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """One part of the policy's weights, or a drafter's tensors handed over inside the worker."""
 
-    transport: str
-    path: str | None = None
+    transport: Transport
+    path: str = ""
     nccl: dict[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, torch.Tensor] | None = None
 
@@ -63,34 +59,25 @@ class TltWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # ty
     ) -> None:
         super().__init__(config, vllm_config, device, model)
         self.job_folder = JobFolder.from_environment()
+        self.policy_generation = 0  # how often the policy's weights have begun to be written
         self._nccl: Any | None = None
         self._reloading = False
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> InitInfo:
-        """Reads `init_info`: `{}` or `{"transport": "file"}`, or NCCL's own fields."""
-        fields = dict(init_dict)
-        transport = fields.pop("transport", NCCL if "world_size" in fields else FILE)
-        _check_transport(transport)
-        if transport == FILE and fields:
-            raise ValueError(f"init_info: {sorted(fields)} mean nothing to the file transport")
-        return InitInfo(transport=transport, nccl=fields)
+        """Reads `init_info`."""
+        found = read_introduction(init_dict)
+        return InitInfo(transport=found.transport, nccl=dict(found.nccl))
 
     def parse_update_info(self, update_dict: dict[str, Any]) -> UpdateInfo:
-        """Reads `update_info`: `{"transport": "file", "path": ...}`, or NCCL's own fields."""
-        fields = dict(update_dict)
-        if "tensors" in fields:
-            return UpdateInfo(transport=FILE, tensors=fields["tensors"])
-        transport = fields.pop("transport", FILE if "path" in fields else NCCL)
-        _check_transport(transport)
-        if transport == NCCL:
-            return UpdateInfo(transport=NCCL, nccl={key: fields[key] for key in fields.keys() & NCCL_FIELDS})
-        if not isinstance(fields.get("path"), str):
-            raise ValueError('update_info.path: the file transport needs {"transport": "file", "path": "..."}')
-        return UpdateInfo(transport=FILE, path=fields["path"])
+        """Reads `update_info`, or takes a drafter's tensors from within this process."""
+        if "tensors" in update_dict:
+            return UpdateInfo(transport=Transport.FILE, tensors=update_dict["tensors"])
+        found = read_part(update_dict)
+        return UpdateInfo(transport=found.transport, path=found.path, nccl=dict(found.nccl))
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Joins the learner's NCCL group; a file needs no rendezvous."""
-        if init_info.transport == NCCL:
+        if init_info.transport is Transport.NCCL:
             engine = self._nccl_engine()
             engine.init_transfer_engine(engine.parse_init_info(init_info.nccl))
 
@@ -105,7 +92,7 @@ class TltWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # ty
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Loads one part into the model that the session is for."""
-        if update_info.transport == NCCL:
+        if update_info.transport is Transport.NCCL:
             self._open()
             engine = self._nccl_engine()
             with self._closing_on_error():
@@ -115,8 +102,7 @@ class TltWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # ty
             with self._closing_on_error():
                 self.model.load_weights(update_info.tensors.items())
         else:
-            assert update_info.path is not None
-            with _open_weights(self.job_folder.resolve(update_info.path)) as weights:
+            with open_policy(self.job_folder.resolve(update_info.path)) as weights:
                 self._open()
                 with self._closing_on_error():
                     self.model.load_weights(weights)
@@ -141,6 +127,8 @@ class TltWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # ty
             return
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        if self.model is self._default_model:
+            self.policy_generation += 1
         initialize_layerwise_reload(self.model)
         self._reloading = True
 
@@ -170,17 +158,3 @@ class TltWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # ty
             self._nccl = NCCLWeightTransferEngine(self.config, self.vllm_config, self.device, self.model)
         self._nccl.set_weight_update_target(self.model, self.model_config)
         return self._nccl
-
-
-@contextlib.contextmanager
-def _open_weights(path: Path) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
-    try:
-        with safe_open(path, "pt") as file:
-            yield ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"update_info.path: {path} is not a readable safetensors file: {error}") from error
-
-
-def _check_transport(transport: object) -> None:
-    if transport not in (FILE, NCCL):
-        raise ValueError(f"transport: {transport!r} is not one of {FILE}, {NCCL}")

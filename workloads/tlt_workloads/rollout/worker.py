@@ -5,6 +5,7 @@ Answers are plain data, because vLLM carries them between processes; a refusal i
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -14,15 +15,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tlt_workloads.contract import CaptureSettings, decode
+from tlt_workloads.contract import CaptureSettings, DrafterRefusal, decode
 from tlt_workloads.drafter import WEIGHTS_FILE, DrafterError, read_drafter_config
 from tlt_workloads.rollout.capture import CaptureTap
 from tlt_workloads.rollout.compat import steer_drafter, tap_model_runner
 from tlt_workloads.rollout.counters import inherited_page
-from tlt_workloads.rollout.drafter_swap import NOT_LOADED, DrafterSwap, RefusedDrafterError
+from tlt_workloads.rollout.drafter_swap import DrafterSwap
 from tlt_workloads.rollout.drafts import Drafts
 from tlt_workloads.rollout.recorder import ShardRecorder
+from tlt_workloads.rollout.revision_files import RefusedDrafterError
 from tlt_workloads.rollout.shard_writer import Destination
+from tlt_workloads.rollout.shared_head import policy_head_rows
 from tlt_workloads.shards import ShardMetadata
 from tlt_workloads.store import open_store
 
@@ -46,6 +49,7 @@ class WorkerSide:
         self._worker.tlt_stage_own_drafter = self.stage_own_drafter
         self._worker.tlt_drafter_staged = self.drafter_staged
         self._worker.tlt_apply_drafter = self.apply_drafter
+        self._worker.tlt_follow_policy = self.follow_policy
         if self._worker.speculative_config is not None and _sees_hidden_states():
             page = inherited_page()
             self._recorder = ShardRecorder(count=page.add if page else _ignore)
@@ -109,25 +113,42 @@ class WorkerSide:
 
     def _stage(self, stage: Callable[[DrafterSwap], None]) -> dict[str, Any]:
         try:
-            if self._swap is None:
-                self._swap = self._build_swap()
-        except DrafterError as error:
-            return {"refused": "UnknownDrafter", "message": f"the server's own drafter cannot be read: {error}"}
-        stage(self._swap)
+            stage(self._drafter_swap())
+        except RefusedDrafterError as error:
+            return {"refused": error.reason, "message": str(error)}
         return {}
+
+    def follow_policy(self) -> dict[str, Any]:
+        """The policy has changed: what the drafter has copied from it is copied anew."""
+        if self._worker.speculative_config is None:
+            return {}
+        try:
+            return {"followed": self._drafter_swap().follow_policy()}
+        except Exception:  # a drafter that stays behind drafts worse, which is no reason to fail a policy update
+            logger.exception("drafter: does not follow the policy")
+            return {"followed": False}
+
+    def _drafter_swap(self) -> DrafterSwap:
+        if self._swap is None:
+            self._swap = self._build_swap()
+        return self._swap
 
     def _build_swap(self) -> DrafterSwap:
         folder = Path(self._worker.speculative_config.draft_model_config.model)
-
-        def initial() -> dict[str, torch.Tensor]:
-            return {k: v for k, v in load_file(folder / WEIGHTS_FILE).items() if k not in NOT_LOADED}
-
+        policy = self._worker.get_model()
+        try:
+            config = read_drafter_config(folder)
+        except DrafterError as error:
+            message = f"the server's own drafter cannot be read: {error}"
+            raise RefusedDrafterError(DrafterRefusal.UNKNOWN_DRAFTER, message) from error
         return DrafterSwap(
-            policy=self._worker.get_model(),
+            policy=policy,
             drafter=self._worker.get_draft_model(),
-            config=read_drafter_config(folder),
-            initial=initial,
+            config=config,
+            initial=lambda: load_file(folder / WEIGHTS_FILE),
             load_tensors=self._load_tensors,
+            generation=lambda: self._worker.weight_transfer_engine.policy_generation,
+            head_rows=functools.partial(policy_head_rows, policy),
         )
 
     def _load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -41,6 +41,19 @@ def test_other_places_are_refused(tmp_path: Path, url: str) -> None:
         resolve_inside(url, folder=str(tmp_path))
 
 
+@pytest.mark.parametrize("tail", ["\0", "/r1\0", "/loop", "/loop/r1"])
+def test_what_cannot_be_a_path_is_refused(tmp_path: Path, tail: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OutsideStoreError):
+        resolve_inside(f"{tmp_path}{tail}", folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("url", ["file://[x", "//[", "file://host]/r1"])
+def test_what_cannot_be_a_url_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(OutsideStoreError):
+        resolve_inside(url, folder=str(tmp_path))
+
+
 def test_before_the_job_is_known_nothing_is_read() -> None:
     with pytest.raises(OutsideStoreError, match="TLT_STORE_URL"):
         JobFolder(None).resolve("/etc/passwd")

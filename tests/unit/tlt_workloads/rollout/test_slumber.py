@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -26,6 +27,7 @@ from tlt_workloads.rollout import slumber
 from tlt_workloads.rollout.engine import Swap
 from tlt_workloads.rollout.lease import NotHolderError
 from tlt_workloads.rollout.pod import Identity, Readings, RefusedError, RolloutPod
+from tlt_workloads.rollout.revision_files import FoundRevision
 from tlt_workloads.rollout.updates import GapWatch, Updates
 
 
@@ -74,6 +76,9 @@ class Engine:
 
     async def close_weight_session(self) -> None:
         self._use("close session")
+
+    async def follow_policy(self) -> None:
+        self._use("follow policy")
 
     async def set_policy_version(self, version: int) -> None:
         self._use(f"policy {version}")
@@ -176,7 +181,10 @@ class World:
             await self.engine.pause()
 
     async def load_drafter(self) -> None:
-        await self.updates.load_drafter(DrafterLoad(revision="r", url="file:///x", sha256="0"), path="/x")
+        async def find(_: str) -> FoundRevision:
+            return FoundRevision(folder=Path("/x"))
+
+        await self.updates.load_drafter(DrafterLoad(revision="r", url="file:///x", sha256="0"), find=find)
 
 
 @contextlib.asynccontextmanager
@@ -312,6 +320,7 @@ async def test_a_policy_update_asks_the_gpu_back_and_waits_for_the_engine() -> N
             "start",
             "finish",
             "policy 1",
+            "follow policy",
             "forget prefixes",
             "resume",
         ]

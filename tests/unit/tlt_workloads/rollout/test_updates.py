@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.eventually import eventually_async
 from tests.unit.tlt_workloads.rollout.test_pod import make_pod
-from tlt_workloads.contract import DrafterLoad
+from tlt_workloads.contract import DrafterLoad, DrafterRefusal
 from tlt_workloads.rollout.engine import DrafterRefusedError, Swap
+from tlt_workloads.rollout.locations import OutsideStoreError
 from tlt_workloads.rollout.pod import RefusedError, RolloutPod
+from tlt_workloads.rollout.revision_files import FoundRevision
 from tlt_workloads.rollout.updates import GapWatch, Updates
 
 LOAD = DrafterLoad(revision="r1", url="file:///store/r1", sha256="0" * 64)
+
+
+async def found(_: str) -> FoundRevision:
+    return FoundRevision(folder=Path("/store/r1"))
 
 
 class Engine:
@@ -40,6 +47,9 @@ class Engine:
 
     async def set_policy_version(self, version: int) -> None:
         self.calls.append(("version", version))
+
+    async def follow_policy(self) -> None:
+        self.calls.append("follow")
 
     async def close_weight_session(self) -> None:
         self.calls.append("close")
@@ -77,7 +87,7 @@ async def test_a_policy_update_freezes_numbers_forgets_and_goes_on() -> None:
         engine.calls.append("receive")
     async with updates.finishing_policy() as number:
         engine.calls.append(("finish", number))
-    assert engine.calls == ["pause", "start", "receive", ("finish", 1), ("version", 1), "forget", "resume"]
+    assert engine.calls == ["pause", "start", "receive", ("finish", 1), ("version", 1), "follow", "forget", "resume"]
     assert (pod.facts().policy_version, pod.facts().updating) == (1, False)
 
 
@@ -135,7 +145,7 @@ async def test_a_silent_learner_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_a_drafter_is_staged_then_applied() -> None:
     pod, engine, updates = make()
-    loaded = await updates.load_drafter(LOAD, path="/store/r1")
+    loaded = await updates.load_drafter(LOAD, find=found)
     assert engine.calls == ["stage", "apply", "new"]
     assert (loaded.revision, loaded.stall) == ("r1", 0.01)
     facts = pod.facts()
@@ -145,11 +155,130 @@ async def test_a_drafter_is_staged_then_applied() -> None:
 
 async def test_a_refused_drafter_changes_nothing() -> None:
     pod, engine, updates = make()
-    engine.refusal = DrafterRefusedError("TensorRefused", "fc.weight: missing")
+    engine.refusal = DrafterRefusedError(DrafterRefusal.MISSING_TENSOR, "fc.weight: missing")
     with pytest.raises(DrafterRefusedError):
-        await updates.load_drafter(LOAD, path="/store/r1")
+        await updates.load_drafter(LOAD, find=found)
     assert engine.calls == ["stage"]
-    assert pod.facts().drafter_revision is None
+    facts = pod.facts()
+    assert facts.drafter_revision is None
+    assert facts.drafter_refusals == {"MissingTensor": 1}
+
+
+async def test_a_place_outside_the_job_is_a_refusal_too() -> None:
+    pod, engine, updates = make()
+
+    async def find(_: str) -> FoundRevision:
+        raise OutsideStoreError("not below the job's folder")
+
+    for _ in range(2):
+        with pytest.raises(DrafterRefusedError, match="not below"):
+            await updates.load_drafter(LOAD, find=find)
+    assert pod.facts().drafter_refusals == {"OutsideStore": 2}
+    assert engine.calls == []
+
+
+async def test_what_is_only_not_now_is_no_refusal() -> None:
+    pod, _, updates = make()
+    async with updates.starting_policy():
+        pass
+    with pytest.raises(RefusedError):
+        await updates.load_drafter(LOAD, find=found)
+    assert pod.facts().drafter_refusals == {}
+
+
+async def test_a_policy_update_makes_the_drafter_stale() -> None:
+    pod, _, updates = make()
+
+    async def trained_to_the_second(url: str) -> FoundRevision:
+        return FoundRevision(folder=Path(url), trained_to=2)
+
+    assert pod.facts().drafter_lag is None
+    await updates.load_drafter(LOAD, find=trained_to_the_second)
+    lags = []
+    for _ in range(4):
+        lags.append(pod.facts().drafter_lag)
+        async with updates.starting_policy():
+            pass
+        async with updates.finishing_policy():
+            pass
+    assert lags == [0, 0, 0, 1]
+    assert pod.facts().drafter_lag == 2
+    await updates.load_drafter(LOAD, find=found)
+    assert pod.facts().drafter_lag is None  # this one does not say
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        ([None, None], [1, 2]),
+        (["policy-41", None, "policy-43"], [41, 42, 43]),  # a pod that has started anew counts like its peers
+        (["step_7", "step_7"], [7, 7]),  # the same policy again
+        (["step_7", "step_3"], [7, 8]),  # numbers never go back
+        (["v2-final", "", "x"], [1, 2, 3]),  # not at the end
+        (["9" * 400], [1]),
+    ],
+)
+async def test_policies_are_numbered(names: list[str | None], numbers: list[int]) -> None:
+    pod, _, updates = make()
+    found = []
+    for name in names:
+        async with updates.starting_policy():
+            pass
+        async with updates.finishing_policy(name) as number:
+            pass
+        assert pod.facts().policy_version == number
+        found.append(number)
+    assert found == numbers
+
+
+async def test_parts_and_ends_need_a_beginning() -> None:
+    pod, engine, updates = make()
+    for step in (updates.receiving_policy, updates.finishing_policy):
+        with pytest.raises(RefusedError) as caught:
+            async with step():
+                engine.calls.append("reached")
+        assert caught.value.reason == "NoUpdate"
+    assert engine.calls == []
+    assert pod.facts().policy_version == 0
+
+
+async def test_a_learner_that_begins_anew_leaves_nothing_half_open() -> None:
+    pod, engine, updates = make()
+    for _ in range(2):
+        async with updates.starting_policy():
+            engine.calls.append("start")
+    assert engine.calls == ["pause", "start", "close", "resume", "pause", "start"]
+    async with updates.finishing_policy() as number:
+        pass
+    assert number == 1
+    assert not pod.facts().updating
+
+
+async def test_nobody_begins_anew_while_weights_are_received() -> None:
+    pod, engine, updates = make()
+    async with updates.starting_policy():
+        pass
+    async with updates.receiving_policy():
+        with pytest.raises(RefusedError) as caught:
+            async with updates.starting_policy():
+                engine.calls.append("reached")
+        assert caught.value.reason == "Updating"
+    async with updates.finishing_policy():
+        pass
+    assert engine.calls == ["pause", ("version", 1), "follow", "forget", "resume"]
+    assert not pod.facts().updating
+
+
+async def test_weights_that_take_long_are_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlt_workloads.rollout.updates.SESSION_LIMIT", 0.01)
+    pod, engine, updates = make()
+    async with updates.starting_policy():
+        pass
+    async with updates.receiving_policy():
+        await asyncio.sleep(0.05)
+    assert "close" not in engine.calls
+    await asyncio.wait_for(engine_called(engine, "resume"), timeout=5)
+    assert not pod.facts().updating
 
 
 async def test_a_drafter_waits_outside_while_a_policy_arrives() -> None:
@@ -157,7 +286,7 @@ async def test_a_drafter_waits_outside_while_a_policy_arrives() -> None:
     async with updates.starting_policy():
         pass
     with pytest.raises(RefusedError) as caught:
-        await updates.load_drafter(LOAD, path="/store/r1")
+        await updates.load_drafter(LOAD, find=found)
     assert caught.value.reason == "PolicyUpdate"
     assert "stage" not in engine.calls
 
@@ -165,7 +294,7 @@ async def test_a_drafter_waits_outside_while_a_policy_arrives() -> None:
 async def test_a_policy_that_begins_while_a_drafter_is_read_wins() -> None:
     _, engine, updates = make()
     engine.staged.clear()
-    load = asyncio.ensure_future(updates.load_drafter(LOAD, path="/store/r1"))
+    load = asyncio.ensure_future(updates.load_drafter(LOAD, find=found))
     await asyncio.wait_for(engine_called(engine, "stage"), timeout=5)
     async with updates.starting_policy():
         pass
@@ -179,10 +308,10 @@ async def test_a_policy_that_begins_while_a_drafter_is_read_wins() -> None:
 async def test_two_drafters_do_not_mix() -> None:
     _, engine, updates = make()
     engine.staged.clear()
-    first = asyncio.ensure_future(updates.load_drafter(LOAD, path="/store/r1"))
+    first = asyncio.ensure_future(updates.load_drafter(LOAD, find=found))
     await asyncio.wait_for(engine_called(engine, "stage"), timeout=5)
     with pytest.raises(RefusedError) as caught:
-        await updates.load_drafter(LOAD, path="/store/r2")
+        await updates.load_drafter(LOAD, find=found)
     assert caught.value.reason == "Loading"
     engine.staged.set()
     await first

@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "workloads")]  # this checkout, whatever is installed
 
+from control_api_page import control_api_page  # noqa: E402
 from metrics_page import metrics_page  # noqa: E402
 
 from tlt_operator.api.reasons import (  # noqa: E402
@@ -148,6 +149,7 @@ def pages() -> Iterator[tuple[str, str]]:
     for source, name in KINDS.items():
         yield name, page(yaml.safe_load((ROOT / "crds" / source).read_text()))
     yield "metrics.md", metrics_page()
+    yield "control-api.md", control_api_page()
     yield "worker-states.md", worker_states()
     yield "conditions.md", conditions()
 

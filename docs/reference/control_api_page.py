@@ -34,12 +34,14 @@ ROUTES: tuple[tuple[str, str, type[Any] | str, type[Any] | str, str], ...] = (
     ("DELETE", contract.LEASE_ROUTE, "`holder` or `revoke`", contract.RolloutState, "409"),
     ("POST", contract.DRAFTER_ROUTE, contract.DrafterLoad, contract.DrafterLoaded, "409, 422"),
     ("POST", contract.SPECULATION_ROUTE, contract.SpeculationSettings, contract.RolloutState, ""),
+    ("GET", contract.SPECULATION_ROUTE, "", contract.SpeculationReport, ""),
     ("POST", contract.CONFIG_ROUTE, contract.RolloutConfig, "`configDigest`, `warnings`", ""),
 )
 PAYLOADS = (
     *(contract.LeaseRequest, contract.LeaseView, contract.EndedLease, contract.DrafterLoad, contract.DrafterLoaded),
     *(contract.SpeculationSettings, contract.RolloutConfig, contract.CaptureSettings, contract.RolloutState),
-    *(contract.CaptureCounters, contract.AcceptanceCounters),
+    *(contract.CaptureCounters, contract.AcceptanceCounters, contract.Drafting, contract.SpeculationReport),
+    *(contract.BucketReport, contract.ArmReport),
 )
 COMMON = """
 Any of them may answer 400 (the message names the field), 401 (no token, or a wrong one), 413 (the body is too large),

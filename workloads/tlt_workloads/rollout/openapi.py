@@ -112,7 +112,7 @@ def _json(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _payload(kind: type[Any]) -> dict[str, Any]:
-    hints, names = typing.get_type_hints(kind), wire_names(kind)
+    hints, names = typing.get_type_hints(kind), wire_names(typing.cast(Any, kind))
     properties, required = {}, []
     for item in dataclasses.fields(kind):
         name = names[item.name]

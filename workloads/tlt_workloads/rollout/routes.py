@@ -24,7 +24,7 @@ from tlt_workloads.rollout.gate import RequestGate
 from tlt_workloads.rollout.lease import NotHolderError
 from tlt_workloads.rollout.openapi import Parameter, documented, schema_of
 from tlt_workloads.rollout.pod import RefusedError, RolloutPod
-from tlt_workloads.rollout.revision_files import find_revision
+from tlt_workloads.rollout.revision_files import FoundRevision, find_revision
 from tlt_workloads.rollout.speculation import SpeculationRefusedError
 from tlt_workloads.store import StoreError
 from tlt_workloads.tokens import TokenFile, UnauthorizedError
@@ -175,7 +175,10 @@ async def delete_lease(request: Request, rollout: Rollout) -> Response:
 async def post_drafter(request: Request, rollout: Rollout) -> Response:
     """`POST drafter`: a new revision."""
     load = await _body(request, contract.DrafterLoad)
-    find = functools.partial(asyncio.to_thread, find_revision, job_folder=rollout.job_folder)
+
+    async def find(url: str) -> FoundRevision:
+        return await asyncio.to_thread(find_revision, url, job_folder=rollout.job_folder)
+
     loaded = await rollout.load_drafter(load, find=find)
     return JSONResponse(contract.encode(loaded))
 

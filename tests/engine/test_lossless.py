@@ -170,7 +170,7 @@ def test_sampled_tokens_have_the_distribution_of_an_engine_without_speculation(
     after = server.state()["acceptance"]
     drafted, accepted = (after[name] - before[name] for name in ("draftTokens", "acceptedTokens"))
     assert drafted > 10_000
-    assert 0.05 < accepted / drafted < 0.95  # both ways out of the verification are taken
+    assert 100 < accepted < drafted - 100  # both ways out of the verification are taken
     assert differences(ours, without_speculation) == []
 
 

@@ -326,7 +326,7 @@ async def test_the_servers_own_drafter_comes_back_and_only_when_it_is_gone() -> 
     pod.own_drafter_digest = "f" * 64
     await updates.unload_drafter()
     assert engine.calls == [], "it is there"
-    await updates.load_drafter(LOAD, path="/store/r1")
+    await updates.load_drafter(LOAD, find=found)
     engine.calls.clear()
     await updates.unload_drafter()
     assert engine.calls == ["stage own", "apply", "new"]
@@ -337,7 +337,7 @@ async def test_the_servers_own_drafter_comes_back_and_only_when_it_is_gone() -> 
 
 async def test_a_policy_update_goes_before_the_servers_own_drafter() -> None:
     pod, _, updates = make()
-    await updates.load_drafter(LOAD, path="/store/r1")
+    await updates.load_drafter(LOAD, find=found)
     async with updates.starting_policy():
         pass
     with pytest.raises(RefusedError, match="policy update"):

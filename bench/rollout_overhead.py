@@ -25,6 +25,8 @@ from tests.support.rollout_server import PLUGGED, STOCK, RolloutServer, rollout_
 
 CAPTURE, BARE = "capture", "without drafter"
 ROUND_SECONDS = 50.0
+# Otherwise the first server takes half of the machine's memory for its cache, and the others find none.
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 def flags(side: str) -> tuple[str, ...]:
@@ -49,7 +51,7 @@ def servers(console: Console, folder: Path) -> Iterator[dict[str, RolloutServer]
                         model,
                         *flags(side),
                         folder=place,
-                        environment={"VLLM_PLUGINS": ""} if side == STOCK else {},
+                        environment={**ENVIRONMENT, **({"VLLM_PLUGINS": ""} if side == STOCK else {})},
                         module=STOCK if side == STOCK else PLUGGED,
                     )
                 )

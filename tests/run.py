@@ -73,7 +73,7 @@ STAGES = (
     pytest_stage("unit", "tests/unit", expected=(2, 2), after=("environment",)),
     Stage(name="images", command=(SYSTEM_PYTHON, "images/build.py"), expected=(10, 0.2), after=("tools", "unit")),
     pytest_stage("chart", "tests/chart", expected=(0.5, 0.5), after=("prometheus", "environment")),
-    pytest_stage("store", "tests/store", expected=(0.5, 0.5), after=("object-store", "unit", "chart")),
+    pytest_stage("store", "tests/store", expected=(1.5, 1.5), after=("object-store", "unit", "chart")),
     pytest_stage("api", "tests/api", expected=(9, 9), after=("prometheus", "store")),
     pytest_stage("engine", "tests/engine", expected=(6, 6), after=("api", "images")),
     pytest_stage("cluster", "tests/cluster", expected=(14, 12), after=("engine",)),

@@ -23,7 +23,8 @@ def eventually(
     while True:
         last = _ask(probe)
         if last and not isinstance(last, AssertionError):
-            return last
+            answer: Value = last
+            return answer
         if time.monotonic() > end:
             raise AssertionError(f"{reason} did not come true within {deadline} s; last answer: {last!r}")
         time.sleep(every)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import http.client
 import importlib.metadata
 import json
 import os
@@ -67,15 +68,15 @@ class RolloutServer:
         *,
         token: str | None = TOKEN,
         content_type: str = "application/json",
+        source: str = "127.0.0.1",
     ) -> int:
-        """One request with exactly these bytes; the status."""
+        """One request with exactly these bytes, from this address; the status."""
         headers = {"content-type": content_type} | ({} if token is None else {"authorization": f"Bearer {token}"})
-        request = urllib.request.Request(self.url + path, method=method, data=body, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
+        host, port = self.url.removeprefix("http://").split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=60, source_address=(source, 0))
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            return connection.getresponse().status
 
     def state(self) -> dict[str, Any]:
         """`GET state` now."""

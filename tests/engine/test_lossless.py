@@ -244,5 +244,6 @@ def lossy(drafter: str) -> dict[str, Any]:
 
 def test_the_temperature_leaves_something_to_choose(reference: Reference) -> None:
     """Otherwise the comparison above would compare little."""
-    choices = reference.probabilities([list(prompt) for prompt in SAMPLED_PROMPTS], temperature=TEMPERATURE)
-    assert bool((torch.special.entr(choices).sum(-1) > 0.5).all())
+    for prompt in SAMPLED_PROMPTS:
+        [choices] = reference.probabilities([list(prompt)], temperature=TEMPERATURE)
+        assert float(torch.special.entr(choices).sum()) > 0.5

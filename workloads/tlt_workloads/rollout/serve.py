@@ -167,13 +167,13 @@ def _prepare(settings: Settings) -> None:
     on_cpu = current_platform.is_cpu()
     os.environ.update(environment_for(os.environ, scratch=scratch, on_cpu=on_cpu))
 
+    check_command_line(settings.rest)  # before anything is written for a server that will not start
     create_page()
     element_type = element_type_for(_processor_flags()) if on_cpu else None
     drafter = _first_drafter(settings, scratch) if settings.speculate else None
     os.environ[UNTRAINED_VARIABLE] = str(int(settings.drafter_folder is None))
     pod = os.environ.get(POD_NAME_VARIABLE) or socket.gethostname()
     sys.argv = [sys.argv[0], *vllm_arguments(settings, drafter=drafter, element_type=element_type, pod=pod)]
-    check_command_line(sys.argv[1:])
 
 
 def _first_drafter(settings: Settings, scratch: Path) -> Path:

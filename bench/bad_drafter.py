@@ -279,14 +279,9 @@ def main() -> int:
     try:
         rounds = measure(console, offers=options.offers, seed=options.seed, keep=options.keep)
     except StageError as failure:
-        print(f"{failure.message}\n{failure.evidence}\nWhat to do: {failure.advice}", file=sys.stderr)
+        print(failure.told, file=sys.stderr)
         return 1
-    found = metrics(rounds)
-    for name, value in found.items():
-        print(f"  {name:<28} {'not measured' if value is None else results.rounded(value)}")
-    command = f"python -m bench.bad_drafter {' '.join(sys.argv[1:])}".strip()
-    print(f"figures: {results.write('bad_drafter', command=command, metrics=found)}")
-    tables.write()
+    tables.publish("bad_drafter", metrics(rounds))
     return 0
 
 

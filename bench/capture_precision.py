@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench import engines, results, tables
+from bench import engines, tables
 from bench.demo.console import Console
 from tests.support.rollout_server import rollout_server
 from tlt_workloads.contract import ElementType
@@ -184,12 +184,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="tlt-precision-") as folder:
         records = options.records or record(console, Path(folder), requests=options.requests)
         found = measure(console, open_store(str(records.absolute())), Path(folder), tokens=options.tokens)
-    for name, value in found.items():
-        print(f"  {name:<40} {'not measured' if value is None else results.rounded(value)}")
-    if not options.dry:
-        command = f"python -m bench.capture_precision {' '.join(sys.argv[1:])}".strip()
-        print(f"figures: {results.write('capture_precision', command=command, metrics=found)}")
-        tables.write()
+    tables.publish("capture_precision", found, dry=options.dry)
     return 0
 
 

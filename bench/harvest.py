@@ -188,14 +188,9 @@ def main() -> int:
     try:
         windows = measure(console, steps=options.steps, seed=options.seed, keep=options.keep)
     except StageError as failure:
-        print(f"{failure.message}\n{failure.evidence}\nWhat to do: {failure.advice}", file=sys.stderr)
+        print(failure.told, file=sys.stderr)
         return 1
-    found = metrics(windows)
-    for name, value in found.items():
-        print(f"  {name:<28} {'not measured' if value is None else results.rounded(value)}")
-    command = f"python -m bench.harvest {' '.join(sys.argv[1:])}".strip()
-    print(f"figures: {results.write('harvest', command=command, metrics=found)}")
-    tables.write()
+    tables.publish("harvest", metrics(windows))
     return 0
 
 

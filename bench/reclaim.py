@@ -303,13 +303,9 @@ def main() -> int:
     try:
         found = measure(console, interruptions=options.interruptions, seed=options.seed, keep=options.keep)
     except StageError as failure:
-        print(f"{failure.message}\n{failure.evidence}\nWhat to do: {failure.advice}", file=sys.stderr)
+        print(failure.told, file=sys.stderr)
         return 1
-    for name, value in found.items():
-        print(f"  {name:<28} {'not measured' if value is None else results.rounded(value)}")
-    command = f"python -m bench.reclaim {' '.join(sys.argv[1:])}".strip()
-    print(f"figures: {results.write('reclaim', command=command, metrics=found)}")
-    tables.write()
+    tables.publish("reclaim", found)
     return 0
 
 

@@ -103,12 +103,7 @@ def main() -> int:
     if min(options.rounds, options.requests, options.tokens) < 1:
         parser.error("--rounds, --requests, --tokens: must be at least 1")
     found = measure(Console(), rounds=options.rounds, requests=options.requests, tokens=options.tokens)
-    for name, value in found.items():
-        print(f"  {name:<34} {'not measured' if value is None else results.rounded(value)}")
-    if not options.dry:
-        command = f"python -m bench.rollout_overhead {' '.join(sys.argv[1:])}".strip()
-        print(f"figures: {results.write('rollout_overhead', command=command, metrics=found)}")
-        tables.write()
+    tables.publish("rollout_overhead", found, dry=options.dry)
     return 0
 
 

@@ -286,12 +286,7 @@ def main() -> int:
         if getattr(options, name) <= 0:
             parser.error(f"--{name}: {getattr(options, name)} is not above 0")
     found = measure(Console(), rounds=options.rounds, tokens=options.tokens, minutes=options.minutes, seed=options.seed)
-    for name, value in found.items():
-        print(f"  {name:<34} {'not measured' if value is None else results.rounded(value)}")
-    if not options.dry:
-        command = f"python -m bench.speculation {' '.join(sys.argv[1:])}".strip()
-        print(f"figures: {results.write('speculation', command=command, metrics=found)}")
-        tables.write()
+    tables.publish("speculation", found, dry=options.dry)
     return 0
 
 

@@ -258,11 +258,7 @@ def main() -> int:
     if not (options.model / "config.json").is_file():
         parser.error(f"--model: no model in {options.model}; make one by python images/workloads/convert_model.py")
     found = measure(Console(), model=options.model, swaps=options.swaps)
-    for name, value in found.items():
-        print(f"  {name:<34} {'not measured' if value is None else results.rounded(value)}")
-    command = f"python -m bench.swap {' '.join(sys.argv[1:])}".strip()
-    print(f"figures: {results.write('swap', command=command, metrics=found)}")
-    tables.write()
+    tables.publish("swap", found)
     return 0
 
 

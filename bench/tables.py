@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from bench.results import FOLDER, ROOT, read
+from bench.results import FOLDER, ROOT, Metrics, read, rounded
+from bench.results import write as write_result
 
 PAGE = ROOT / "docs" / "performance.md"
 HEAD = """# Performance
@@ -45,6 +46,17 @@ def page() -> str:
 def write() -> None:
     """Makes the page anew, after a result file has changed."""
     PAGE.write_text(page())
+
+
+def publish(name: str, metrics: Metrics, *, dry: bool = False) -> None:
+    """Shows what `python -m bench.<name>` has measured, and unless `dry` keeps it and makes the page anew."""
+    width = max(map(len, metrics))
+    for metric, value in metrics.items():
+        print(f"  {metric:<{width}} {'not measured' if value is None else rounded(value)}")
+    if not dry:
+        command = f"python -m bench.{name} {' '.join(sys.argv[1:])}".strip()
+        print(f"figures: {write_result(name, command=command, metrics=metrics)}")
+        write()
 
 
 def main() -> int:

@@ -21,6 +21,11 @@ class StageError(Exception):
         self.advice = advice
         self.evidence = evidence
 
+    @property
+    def told(self) -> str:
+        """All of it, for a person."""
+        return f"{self.message}\n{self.evidence}\nWhat to do: {self.advice}"
+
 
 class Console:
     """Prints lines from several threads, one at a time."""

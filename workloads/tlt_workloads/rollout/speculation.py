@@ -7,11 +7,10 @@ nothing while the accelerator waits for memory, and real time once it is busy, s
 from __future__ import annotations
 
 import json
-import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tlt_workloads.contract import (
@@ -19,13 +18,12 @@ from tlt_workloads.contract import (
     SpeculationMode,
     SpeculationReport,
     SpeculationSettings,
+    decode,
     encode,
 )
 from tlt_workloads.rollout.bandit import BanditSettings, DraftBandit
 from tlt_workloads.rollout.counters import CounterPage
 from tlt_workloads.rollout.plans import OFF, DraftPlan
-
-logger = logging.getLogger("vllm.tlt")
 
 SEED = 20  # the same arms are tried in the same order after each start
 
@@ -45,14 +43,12 @@ class SpeculationOrder:
 
     def encoded(self) -> str:
         """For the way to another process."""
-        return json.dumps(asdict(self))
+        return json.dumps(encode(self))
 
     @classmethod
     def decoded(cls, message: str) -> SpeculationOrder:
         """What `encoded` made."""
-        data = json.loads(message)
-        settings = data.pop("settings")
-        return cls(settings=SpeculationSettings(**settings | {"mode": SpeculationMode(settings["mode"])}), **data)
+        return decode(cls, json.loads(message))
 
 
 def check_settings(settings: SpeculationSettings, *, longest: int, has_ngrams: bool) -> None:
@@ -92,7 +88,6 @@ class Speculation:
         is_working: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._longest = longest
         self._page = page
         self._is_working = is_working
         self._clock = clock

@@ -5,12 +5,12 @@ Usage: scripted_drafts.py MODEL DRAFTER PLANS, where PLANS is like "Off*40,Learn
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support.programs import print_answer
 from tlt_workloads.contract import DraftSource
 from tlt_workloads.rollout.plans import OFF, DraftPlan
 from tlt_workloads.rollout.serve import speculative_config
@@ -103,4 +103,4 @@ if __name__ == "__main__":
         VLLM_PLUGINS="tlt",
         HF_HUB_OFFLINE="1",
     )
-    print(f"ANSWER {json.dumps(run(Path(sys.argv[1]), Path(sys.argv[2]), plans(sys.argv[3])))}", flush=True)
+    print_answer(run(Path(sys.argv[1]), Path(sys.argv[2]), plans(sys.argv[3])))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,8 @@ import pytest
 
 from tests.engine.conftest import PROMPTS
 from tests.support.eventually import eventually
-from tests.support.rollout_server import ROOT, RolloutServer
+from tests.support.programs import answer_of
+from tests.support.rollout_server import RolloutServer
 from tlt_workloads.drafter import write_initial_drafter
 
 
@@ -107,14 +104,8 @@ def drafter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scripted(model: Path, drafter: Path, script: str) -> dict[str, Any]:
-    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "workloads"), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, str(Path(__file__).with_name("scripted_drafts.py")), str(model), str(drafter), script]
-    answer = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=600, check=False
-    )
-    lines = [line for line in answer.stdout.splitlines() if line.startswith("ANSWER ")]
-    assert lines, answer.stdout[-2000:] + answer.stderr[-4000:]
-    result: dict[str, Any] = json.loads(lines[-1].removeprefix("ANSWER "))
+    program = Path(__file__).with_name("scripted_drafts.py")
+    result: dict[str, Any] = answer_of(str(program), str(model), str(drafter), script)
     return result
 
 

@@ -5,9 +5,7 @@ Usage: without_workaround.py head MODEL WEIGHTS | expand | sample (plain | broke
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +13,8 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.support.programs import answer_of, print_answer
+
 SAMPLED_PROMPTS = ((1, 5, 9, 13), (1, 6, 9, 13), (3, 50, 20), (1, 40, 41, 42, 43, 44))
 SAMPLED_TOKENS = 8  # a drafting engine verifies all but the first
 SAMPLES = 1024  # per prompt and side
@@ -24,18 +23,7 @@ TEMPERATURE = 1.3
 
 def run(*arguments: str, **environment: str) -> Any:
     """What this program prints when it is called so."""
-    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "workloads"), os.environ.get("PYTHONPATH")]))
-    answer = subprocess.run(
-        [sys.executable, __file__, *arguments],
-        env={**os.environ, **environment, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    lines = [line for line in answer.stdout.splitlines() if line.startswith("ANSWER ")]
-    assert lines, answer.stdout[-2000:] + answer.stderr[-4000:]
-    return json.loads(lines[-1].removeprefix("ANSWER "))
+    return answer_of(__file__, *arguments, **environment)
 
 
 def head(model: Path, weights: Path) -> list[list[int]]:
@@ -126,7 +114,7 @@ def main() -> None:
             answer = sample(kind, Path(model))
         case _:
             answer = expand()
-    print(f"ANSWER {json.dumps(answer)}", flush=True)
+    print_answer(answer)
 
 
 if __name__ == "__main__":

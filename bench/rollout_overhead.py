@@ -22,6 +22,7 @@ from pathlib import Path
 from bench import engines, results, tables
 from bench.demo.console import Console
 from tests.support.rollout_server import PLUGGED, STOCK, RolloutServer, rollout_server
+from tlt_workloads.rollout.serve import element_type_for
 
 CAPTURE, BARE = "capture", "without drafter"
 ROUND_SECONDS = 50.0
@@ -31,7 +32,7 @@ ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 def flags(side: str) -> tuple[str, ...]:
     """Of one server.  `tlt-rollout` chooses these for a learner's sake; stock vLLM gets them too."""
-    kind = "bfloat16" if {"avx512_bf16", "amx_bf16"} & {*results.machine()["isa"]} else "float32"
+    kind = element_type_for(frozenset(results.machine()["isa"]))
     chosen = ("--logprobs-mode", "processed_logprobs", "--max-logprobs", "-1", "--dtype", kind)
     return (*engines.FLAGS, *chosen, *(("--no-speculation",) if side == BARE else ()))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import random
 import statistics
 import sys
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from bench import engines, results, tables
+from bench import engines, tables
 from bench.demo.console import Console
 from tests.support.rollout_server import JOB, RolloutServer, rollout_server
 from tlt_workloads.contract import TrainerConfig
@@ -89,30 +90,12 @@ class Bench:
 
     def capture(self, tokens: int) -> list[int]:
         """Answers questions until so many tokens are recorded; the lengths of the answers."""
-        self._called(
-            "POST",
-            "/tlt/v1/config",
-            {
-                "job": JOB,
-                "storeUrl": f"file://{self._server.store}",
-                "capture": {"maxTokensPerStep": 1 << 30},
-                "speculation": {"mode": "Off", "draftLength": 0},
-            },
-        )
+        engines.configure(self._server, capture={}, draft_length=0)
         lengths: list[int] = []
         while self._server.state()["capture"]["tokens"] < tokens:
             jobs = [self._submit(len(lengths) + number, LONGEST_ANSWER) for number in range(CAPTURE_BATCH)]
             lengths += [job.result() for job in jobs]
-        self._called(
-            "POST",
-            "/tlt/v1/config",
-            {
-                "job": JOB,
-                "storeUrl": f"file://{self._server.store}",
-                "capture": {"enabled": False},
-                "speculation": {"mode": "Off", "draftLength": 0},
-            },
-        )
+        engines.configure(self._server, capture={"enabled": False}, draft_length=0)
         return lengths
 
     def load(self, revision: str, sha256: str) -> None:
@@ -240,29 +223,24 @@ def _ratio(rates: Mapping[str, Sequence[float]], ours: str, other: str) -> float
 def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed: int) -> dict[str, float | int | None]:
     """Runs everything on this machine."""
     model, figures = engines.small_model(), Figures()
-    kind = "bfloat16" if {"avx512_bf16", "amx_bf16"} & {*results.machine()["isa"]} else "float32"
-    flags = (*engines.FLAGS, "--dtype", kind, "--speculative-tokens", str(LONGEST))
-    with tempfile.TemporaryDirectory() as folder:
+    flags = (*engines.FLAGS, "--speculative-tokens", str(LONGEST))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         with console.stage("a server", expected=60):
-            started = rollout_server(model, *flags, folder=Path(folder))
-            server = started.__enter__()
-        try:
-            bench = Bench(server, seed=seed)
-            with console.stage(f"capture of {tokens} tokens", expected=tokens / 200):
-                lengths = bench.capture(tokens)
-            with console.stage("training", expected=minutes * 60 + 20):
-                revision, digest, offline = train(server, model, minutes=minutes)
-            bench.load(revision, digest)
-            bench.switch(ADAPTIVE)
-            with console.stage("adaptive speculation gets to know the machine", expected=40):
-                for batch in reversed(BATCHES):
-                    bench.rate(batch, first=9000)
-            with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=rounds * len(MODES) * 45):
-                for line in rounds_of(bench, lengths, rounds=rounds, figures=figures):
-                    console.say(f"  {line}")
-            live = bench.accept_length()
-        finally:
-            started.__exit__(None, None, None)
+            server = stack.enter_context(rollout_server(model, *flags, folder=Path(folder)))
+        bench = Bench(server, seed=seed)
+        with console.stage(f"capture of {tokens} tokens", expected=tokens / 200):
+            lengths = bench.capture(tokens)
+        with console.stage("training", expected=minutes * 60 + 20):
+            revision, digest, offline = train(server, model, minutes=minutes)
+        bench.load(revision, digest)
+        bench.switch(ADAPTIVE)
+        with console.stage("adaptive speculation gets to know the machine", expected=40):
+            for batch in reversed(BATCHES):
+                bench.rate(batch, first=9000)
+        with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=rounds * len(MODES) * 45):
+            for line in rounds_of(bench, lengths, rounds=rounds, figures=figures):
+                console.say(f"  {line}")
+        live = bench.accept_length()
     return {
         "rounds": rounds,
         "captured_tokens": tokens,

@@ -18,7 +18,7 @@ demo: venv ## the main job: a GRPO run with idle-GPU drafter training, beside a 
 demo-down: ## removes what `make demo` started
 	@$(PYTHON) -m bench.demo --down
 
-test: ## everything: lint, unit, chart, API, engine and cluster tests, one summary
+test: ## everything: lint, unit, chart, store, API, engine and cluster tests, one summary
 	@$(PYTHON) -m tests.run
 
 tools: ## system packages and the embedded cluster's binaries

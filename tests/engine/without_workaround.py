@@ -72,7 +72,11 @@ def sample(kind: str, model: Path) -> dict[int, list[list[int]]]:
 
         drafter = Path(tempfile.mkdtemp()) / "drafter"
         write_initial_drafter(model, drafter, draft_vocab_size=32)
-        llm = engine(model, seed=12 if kind == "broken" else 13, speculative_config=speculative_config(drafter, 3))
+        llm = engine(
+            model,
+            seed=12 if kind == "broken" else 13,
+            speculative_config=speculative_config(drafter, 3, sampling="greedy"),
+        )
     sampling = SamplingParams(
         temperature=TEMPERATURE, max_tokens=SAMPLED_TOKENS, n=SAMPLES, detokenize=False, ignore_eos=True
     )

@@ -45,6 +45,7 @@ class ToyLanguage:
             prompt_length=PROMPT,
             policy_version=policy_version,
             finished=True,
+            temperature=0.0,  # there is one next token
         )
 
     def write_shards(self, store: Store, *, count: int, first: int = 0, pod: str = "pod-0", version: int = 1) -> None:

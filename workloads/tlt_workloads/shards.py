@@ -51,6 +51,7 @@ class CapturedSequence:
     policy_version: int
     finished: bool  # ended by itself or by its cap; False when aborted
     first_row: int = 0  # rows before this token were not captured (prefix cache)
+    temperature: float = 1.0  # that it was sampled at; 0 = greedy
 
     def __post_init__(self) -> None:
         import torch
@@ -98,6 +99,7 @@ class SequenceSummary:
     prompt_length: int
     policy_version: int
     finished: bool
+    temperature: float = 1.0
 
 
 def write_shard(
@@ -227,6 +229,7 @@ def _describe(sequence: CapturedSequence) -> dict[str, Any]:
         "prompt_length": sequence.prompt_length,
         "policy_version": sequence.policy_version,
         "finished": sequence.finished,
+        "temperature": sequence.temperature,
     }
 
 
@@ -256,6 +259,7 @@ def _split(tensors: Mapping[str, torch.Tensor], described: list[dict[str, Any]])
             policy_version=int(item["policy_version"]),
             finished=bool(item["finished"]),
             first_row=int(item["first_row"]),
+            temperature=float(item.get("temperature", 1.0)),
         )
         for ids, rows, item in zip(token_ids, hidden_states, described, strict=True)
     ]

@@ -31,6 +31,7 @@ def sequence(tokens: int, *, rows: int | None = None, first_row: int = 0, policy
         policy_version=policy_version,
         finished=tokens % 2 == 0,
         first_row=first_row,
+        temperature=0.7,
     )
 
 
@@ -48,6 +49,7 @@ def test_sequences_come_back_as_they_were(store: Store, lengths: list[int], firs
             after.finished,
             after.first_row,
         )
+        assert after.temperature == 0.7
 
 
 def test_a_listing_tells_what_is_there(store: Store) -> None:

@@ -30,6 +30,7 @@ class NewRequest:
     max_tokens: int | None
     stop_ids: frozenset[int]
     first_row: int = 0  # rows before this one are not wanted
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,6 +185,7 @@ class CaptureTap:
             max_tokens=None if sampling is None else sampling.max_tokens,
             stop_ids=frozenset() if sampling is None else _stop_ids(sampling),
             first_row=max(0, len(state.prompt_token_ids) - self._prompt_rows),
+            temperature=1.0 if sampling is None else float(sampling.temperature),
         )
 
     def _to_host(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Event | None]:

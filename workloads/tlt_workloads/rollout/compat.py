@@ -216,6 +216,16 @@ def fix_expand_kernel() -> None:
     cpu_triton_utils._expand_kernel_impl = expand_kernel
 
 
+def forget_draft_probabilities(drafter: Any) -> None:
+    """Before somebody else drafts: the runner asks the drafter for the probabilities of the last drafts.
+
+    vLLM's drafter forgets them at its next `propose`.  Where that is left out, the runner would take the probabilities
+    of an earlier step for those of n-grams, and the answers would not have the policy's distribution.  Goes when vLLM
+    has a way to skip a drafter; `tests/engine/test_lossless.py` fails without it.
+    """
+    drafter._last_draft_probs = None
+
+
 def refresh_tied_head(model: Any) -> None:
     """Packs the output head of a model with tied embeddings anew after its weights were replaced.
 

@@ -10,6 +10,7 @@ import torch
 
 from tlt_workloads.contract import DraftSource
 from tlt_workloads.rollout.backlog import Backlog, OwedStep
+from tlt_workloads.rollout.compat import forget_draft_probabilities
 from tlt_workloads.rollout.counters import CounterPage
 from tlt_workloads.rollout.ngrams import NgramDrafter, sampled_tokens
 from tlt_workloads.rollout.plans import DraftPlan
@@ -46,6 +47,7 @@ class Drafts:
         plan = inputs["num_speculative_tokens"]
         by_ngram = isinstance(plan, DraftPlan) and plan.source is DraftSource.NGRAM and self._ngrams is not None
         metadata, sampling = inputs["common_attn_metadata"], inputs["sampling_metadata"]
+        forget_draft_probabilities(self._runner.drafter)
         requests = tuple(self._runner.input_batch.req_ids)
         step = self._owable(requests, inputs) if by_ngram or plan == 0 else None
         if step is None or self._backlog.is_full(step.rows):

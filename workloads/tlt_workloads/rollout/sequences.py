@@ -82,6 +82,7 @@ class OpenSequence:
             policy_version=self.policy_version,
             finished=finished,
             first_row=self.first_row,
+            temperature=self.request.temperature,
         )
 
     def _grown(self, like: torch.Tensor, needed: int) -> torch.Tensor:

@@ -29,6 +29,7 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # without them a CPU emulat
 UNTRAINED_VARIABLE = "TLT_UNTRAINED_DRAFTER"  # "1": the drafter that the server starts with guesses at random
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - vLLM's processes talk through it
 SHARED_MEMORY_NEEDED = 160 << 20  # bytes of vLLM's message queue; a container has 64 MiB unless told otherwise
+DRAFT_SAMPLINGS = ("probabilistic", "greedy")
 CACHE_VARIABLES = ("XDG_CACHE_HOME", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "HF_HOME", "MPLCONFIGDIR")
 
 
@@ -39,6 +40,7 @@ class Settings:
     model: str
     speculate: bool
     speculative_tokens: int
+    draft_sampling: str
     draft_vocab_size: int
     drafter_folder: Path | None  # None: an untrained one is written
     rest: tuple[str, ...]  # vLLM's flags
@@ -50,6 +52,13 @@ def parse(arguments: Sequence[str]) -> Settings:
     parser.add_argument("--model", required=True, help="folder or name of the policy's model")
     parser.add_argument("--no-speculation", action="store_true", help="a plain server, for comparison")
     parser.add_argument("--speculative-tokens", type=int, default=3, help="longest draft (default 3)")
+    parser.add_argument(
+        "--draft-sampling",
+        choices=DRAFT_SAMPLINGS,
+        default=DRAFT_SAMPLINGS[0],
+        help="how tokens are drafted when answers are sampled: from the drafter's probabilities, of which more are "
+        "accepted (default), or always the likeliest, so that a request's seed alone decides its answer",
+    )
     parser.add_argument("--draft-vocab-size", type=int, default=8192, help="tokens that can be drafted (default 8192)")
     parser.add_argument("--drafter-folder", type=Path, help="an EAGLE-3 drafter to start with")
     known, rest = parser.parse_known_args(arguments)
@@ -57,6 +66,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         model=known.model,
         speculate=not known.no_speculation,
         speculative_tokens=known.speculative_tokens,
+        draft_sampling=known.draft_sampling,
         draft_vocab_size=known.draft_vocab_size,
         drafter_folder=known.drafter_folder,
         rest=tuple(rest),
@@ -81,7 +91,9 @@ def vllm_arguments(
     if element_type is not None:
         flags["--dtype"] = element_type
     if drafter is not None:
-        flags["--speculative-config"] = json.dumps(speculative_config(drafter, settings.speculative_tokens))
+        flags["--speculative-config"] = json.dumps(
+            speculative_config(drafter, settings.speculative_tokens, sampling=settings.draft_sampling)
+        )
     given = {argument.partition("=")[0].replace("_", "-") for argument in settings.rest if argument.startswith("--")}
     if _asks_for_automatic_type(settings.rest):
         given.discard("--dtype")
@@ -89,13 +101,18 @@ def vllm_arguments(
     return [*settings.rest, *chosen]
 
 
-def speculative_config(drafter: Path, tokens: int) -> dict[str, object]:
+def speculative_config(drafter: Path, tokens: int, *, sampling: str = DRAFT_SAMPLINGS[0]) -> dict[str, object]:
     """EAGLE-3 by name, because vLLM takes a local folder for a draft model otherwise; with a schedule, so that it can
-    be replaced later without another kind of CUDA graph."""
+    be replaced later without another kind of CUDA graph.
+
+    Drafts are sampled, as in the first papers (arXiv 2211.17192): then a token is accepted by as much as drafter and
+    policy overlap, while of a greedy draft only the policy's probability of that one token counts.
+    """
     return {
         "method": "eagle3",
         "model": str(drafter),
         "num_speculative_tokens": tokens,
+        "draft_sample_method": sampling,
         "num_speculative_tokens_per_batch_size": [[1, 1 << 20, tokens]],
     }
 

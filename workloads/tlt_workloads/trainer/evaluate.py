@@ -1,8 +1,10 @@
 """How good is a drafter: simulated accept length on sequences that it was not trained on.
 
-With greedy drafts, speculative decoding accepts a draft exactly when the target samples that very token.  The recorded
-sequences are such samples, so counting the leading drafts that equal them estimates the live accept length at the
-temperature of the rollout, whatever it was.
+Speculative decoding (arXiv 2211.17192) draws a draft from the drafter's probabilities q and keeps it with
+min(1, p / q), p being the target's; a token x is therefore drafted and kept with min(p(x), q(x)).  The recorded tokens
+were drawn from p, so that the mean of min(1, q(x) / p(x)) over them estimates how often drafts are kept, and products
+of it how many in a row, at the temperature at which each sequence was sampled.  At temperature 0 only the likeliest
+token counts.  p is taken over the draft vocabulary, which makes it a little too large, and the estimate a little low.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from speculators.models.eagle3 import Eagle3DraftModel
 
 from tlt_workloads.shards import CapturedSequence
-from tlt_workloads.trainer.model import propose
+from tlt_workloads.trainer.model import draft_ids, draft_logits, target_logits
 from tlt_workloads.trainer.packing import PackedBatch, Piece, pack, usable_rows
 
 
@@ -58,20 +60,44 @@ def score_sequences(
         rows = usable_rows(sequence)
         piece = Piece(sequence, rows.start, min(rows.stop, rows.start + longest))
         if len(piece) > draft_length:
-            scores.append(score_batch(model, pack([piece], draft_length=1).to(model.device), draft_length=draft_length))
+            batch = pack([piece], draft_length=1).to(model.device)
+            temperature = sequence.temperature
+            scores.append(score_batch(model, batch, draft_length=draft_length, temperature=temperature))
     return scores
 
 
-def score_batch(model: Eagle3DraftModel, batch: PackedBatch, *, draft_length: int) -> SequenceScore:
-    """Scores one sequence: at each position, one plus how many leading drafts are the tokens that followed."""
-    drafts = propose(model, batch, draft_length=draft_length)  # [draft length, tokens]
-    tokens = batch.token_ids[0]
+def score_batch(model: Eagle3DraftModel, batch: PackedBatch, *, draft_length: int, temperature: float) -> SequenceScore:
+    """Scores one sequence: at each position, one plus how many leading drafts are kept on the way that was taken."""
+    tokens = draft_ids(model, batch.token_ids[0])
     count = len(tokens) - draft_length
-    # The token under draft step k of row i stands 1 + k rows further on.
+    # The token under draft step k of row i stands 1 + k rows further on, and row i + k knew its probability.
     followed = torch.stack([tokens[1 + step : 1 + step + count] for step in range(draft_length)])
-    accepted = (drafts[:, :count] == followed).cumprod(0).sum(0) + 1
+    drafted = draft_logits(model, batch, draft_length=draft_length)[:, :count]
+    answers = target_logits(model, batch)
+    wanted = torch.stack([answers[step : step + count] for step in range(draft_length)])
+    accepted = kept(drafted, wanted, followed, temperature=temperature).cumprod(0).sum(0) + 1
     mask = batch.loss_mask[0, :count]
     return SequenceScore(accepted=float(accepted[mask].sum()), positions=int(mask.sum()))
+
+
+def kept(drafted: torch.Tensor, wanted: torch.Tensor, followed: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """How likely a draft is kept, on the way of the tokens that followed.
+
+    Args:
+        drafted: logits of the drafter [..., draft vocabulary].
+        wanted: logits of the target, of the same shape.
+        followed: draft ids of the tokens that followed [...], -1 for tokens that are never drafted.
+        temperature: that both were sampled at.
+
+    Returns:
+        min(1, q / p) of these tokens [...]; at temperature 0 whether the drafter's likeliest token is the one.
+    """
+    if temperature == 0:
+        return (drafted.argmax(-1) == followed).float()
+    chosen = followed.clamp_min(0)[..., None]
+    q = torch.log_softmax(drafted.float() / temperature, -1).gather(-1, chosen)[..., 0]
+    p = torch.log_softmax(wanted.float() / temperature, -1).gather(-1, chosen)[..., 0]
+    return torch.where(followed >= 0, (q - p).exp().clamp_max(1), 0.0)
 
 
 def summarise(scores: Sequence[SequenceScore]) -> Score:

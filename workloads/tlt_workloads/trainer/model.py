@@ -111,21 +111,41 @@ def draft_loss(model: Eagle3DraftModel, batch: PackedBatch, objective: Objective
 
 
 @torch.no_grad()
-def propose(model: Eagle3DraftModel, batch: PackedBatch, *, draft_length: int) -> torch.Tensor:
-    """Greedy drafts for every position, given that the drafts before were right.
+def draft_logits(model: Eagle3DraftModel, batch: PackedBatch, *, draft_length: int) -> torch.Tensor:
+    """What the drafter thinks of every next token at every position, given that the drafts before were right.
 
     Returns:
-        Target token ids [draft length, tokens].
+        Logits [draft length, tokens, draft vocabulary].
     """
-    drafted = model(
-        hidden_states=batch.features,
-        input_ids=batch.token_ids,
-        document_ids=batch.document_ids,
-        position_ids=batch.position_ids,
-        ttt_steps=draft_length,
-    )
-    ids = torch.cat(drafted)
-    return ids if model.d2t is None else ids + model.d2t[ids]
+    found: list[torch.Tensor] = []
+    # The module returns the likeliest tokens only.
+    hook = model.lm_head.register_forward_hook(lambda _module, _inputs, logits: found.append(logits[0]))
+    try:
+        model(
+            hidden_states=batch.features,
+            input_ids=batch.token_ids,
+            document_ids=batch.document_ids,
+            position_ids=batch.position_ids,
+            ttt_steps=draft_length,
+        )
+    finally:
+        hook.remove()
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def target_logits(model: Eagle3DraftModel, batch: PackedBatch) -> torch.Tensor:
+    """What the target itself thought of the token after each row, [tokens, draft vocabulary]."""
+    logits: torch.Tensor = model.verifier_lm_head(batch.last_hidden[0].to(model.verifier_lm_head.weight.dtype))
+    return logits
+
+
+def draft_ids(model: Eagle3DraftModel, token_ids: torch.Tensor) -> torch.Tensor:
+    """Target token ids as draft ids of the same shape; -1 for tokens that are never drafted."""
+    if model.t2d is None:
+        return token_ids
+    ranks = torch.cumsum(model.t2d.long(), 0) - 1
+    return torch.where(model.t2d[token_ids], ranks[token_ids], -1)
 
 
 def on_every_operation(model: Eagle3DraftModel, check: Callable[[], None]) -> None:

@@ -52,7 +52,9 @@ class Runner:
     def step(self, *parts: tuple[str, int, int, int], resumed: dict[str, int] | None = None) -> None:
         """Each part: request, length of its prompt, first position, rows."""
         for name, prompt, _, _ in parts:
-            sampling = SimpleNamespace(max_tokens=9, stop_token_ids=[5], ignore_eos=False, eos_token_id=2)
+            sampling = SimpleNamespace(
+                temperature=0.7, max_tokens=9, stop_token_ids=[5], ignore_eos=False, eos_token_id=2
+            )
             self.requests.setdefault(
                 name, SimpleNamespace(prompt_token_ids=list(range(prompt)), sampling_params=sampling)
             )
@@ -96,6 +98,7 @@ def test_all_rows_of_a_step_in_the_order_of_its_requests() -> None:
     first, second = listener.steps
     assert positions(first) == [0, 1, 2, 3, 0, 1, 2]
     assert positions(second) == [4, 3, 4]
+    assert {request.temperature for request in first.new.values()} == {0.7}
     assert (first.requests, first.counts, first.partial) == (("a", "b"), (4, 3), (False, False))
     assert {name: request.stop_ids for name, request in first.new.items()} == {"a": {2, 5}, "b": {2, 5}}
     assert second.new == {}

@@ -61,7 +61,14 @@ def record(console: Console, folder: Path, *, requests: int) -> Path:
         engines.configure(server, capture={}, draft_length=0)
         with concurrent.futures.ThreadPoolExecutor(requests) as pool:
             jobs = [
-                pool.submit(engines.answer, server, number, max_tokens=ANSWER_TOKENS, temperature=1.0, seed=number)
+                pool.submit(
+                    engines.answer,
+                    server,
+                    engines.question(number),
+                    max_tokens=ANSWER_TOKENS,
+                    temperature=1.0,
+                    seed=number,
+                )
                 for number in range(requests)
             ]
             for job in jobs:

@@ -52,15 +52,15 @@ def question(number: int) -> str:
     return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def answer(server: RolloutServer, number: int, **fields: object) -> int:
+def answer(server: RolloutServer, prompt: str, **fields: object) -> int:
     """Tokens of the answer to a prompt.
 
     Raises:
         RuntimeError: the server did not answer it.
     """
-    status, body = server.call("POST", "/v1/completions", {"model": "policy", "prompt": question(number), **fields})
+    status, body = server.call("POST", "/v1/completions", {"model": "policy", "prompt": prompt, **fields})
     if status != 200:
-        raise RuntimeError(f"request {number}: {status} {body}")
+        raise RuntimeError(f"{prompt!r}: {status} {body}")
     return int(body["usage"]["completion_tokens"])
 
 
@@ -69,7 +69,7 @@ def rate(server: RolloutServer, *, requests: int, tokens: int, first: int = 0) -
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(requests) as pool:
         jobs = [
-            pool.submit(answer, server, first + number, max_tokens=tokens, temperature=0, ignore_eos=True)
+            pool.submit(answer, server, question(first + number), max_tokens=tokens, temperature=0, ignore_eos=True)
             for number in range(requests)
         ]
         total = sum(job.result() for job in jobs)

@@ -1,14 +1,14 @@
 """What adaptive speculation is worth: against none, every fixed draft length and n-grams, with a drafter trained here.
 
-One server with the plugin.  It answers questions, its hidden states are captured, and the trainer's own window loop
-makes a drafter of them on this machine, which is loaded as any revision is.  Then the same batches are answered in
-every mode, turn about, so that a drift of the machine falls on all: batch sizes from 1 to 16 with answers of one
-length, and rollouts whose answers have the lengths that were met while capturing, so that a long tail remains.  The
-number of tokens is the same in every mode, which tokens is left to chance.
+One server with the plugin.  It answers the questions of the example's RL run, its hidden states are captured, and the
+trainer's own window loop makes a drafter of them on this machine, which is loaded as any revision is.  Then the same
+batches are answered in every mode, turn about, so that a drift of the machine falls on all: batch sizes from 1 to 16
+with answers of one length, and rollouts of other questions whose answers have the lengths that such answers had while
+capturing, so that a long tail remains.  The number of tokens is the same in every mode, which tokens is left to chance.
 
 Adaptive speculation has answered a batch of each size before it is measured; what it tries later is in its figures.
 
-python -m bench.speculation [--rounds 3] [--tokens 40000] [--minutes 5] [--seed 1]
+python -m bench.speculation [--rounds 3] [--tokens 100000] [--minutes 8] [--seed 1]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from bench import engines, tables
+from bench import engines, rl_task, tables
 from bench.demo.console import Console
 from tests.support.rollout_server import JOB, RolloutServer, rollout_server
 from tlt_workloads.contract import TrainerConfig
@@ -41,12 +41,14 @@ from tlt_workloads.trainer.window import WorkerMessage
 
 LONGEST = 4  # drafted tokens
 BATCHES = (1, 2, 4, 8, 16)
-TEMPERATURE = 0.7
-ANSWER_TOKENS = 192  # of each request in a batch
-CAPTURE_BATCH, LONGEST_ANSWER = 16, 700
+ANSWER_TOKENS = 128  # of each request in a batch; few answers to the longer questions are shorter
+CAPTURE_BATCH = 32
 ROLLOUT_REQUESTS = 16
 TAIL = 2  # requests that are left when the tail begins
+QUESTIONS = 3000  # more than are asked
+KINDS = 3  # of questions, by turns; the last one has the longest answers
 LEARNING_RATE = 3e-4
+SOLVED_TOKENS = 60_000  # that the first drafter is solved from
 
 OFF, ADAPTIVE, NGRAM = "off", "adaptive", "ngram"
 STATIC = tuple(f"static {length}" for length in range(1, LONGEST + 1))
@@ -69,11 +71,21 @@ class Figures:
     rollouts: dict[str, list[Rollout]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A question and how long its answer is to be."""
+
+    prompt: str
+    tokens: int
+
+
 class Bench:
     """A server and the questions that it gets."""
 
     def __init__(self, server: RolloutServer, *, seed: int) -> None:
         self._server = server
+        self._captured = rl_task.prompts(QUESTIONS, seed=seed)
+        self._new = rl_task.prompts(QUESTIONS, seed=seed + 1)  # never seen in training
         self._dice = random.Random(seed)
         self._pool = concurrent.futures.ThreadPoolExecutor(max(*BATCHES, ROLLOUT_REQUESTS, CAPTURE_BATCH))
 
@@ -89,11 +101,15 @@ class Bench:
         self._called("POST", "/tlt/v1/speculation", body)
 
     def capture(self, tokens: int) -> list[int]:
-        """Answers questions until so many tokens are recorded; the lengths of the answers."""
+        """Answers questions until so many tokens are recorded; the lengths of the answers, four to a question."""
         engines.configure(self._server, capture={}, draft_length=0)
         lengths: list[int] = []
         while self._server.state()["capture"]["tokens"] < tokens:
-            jobs = [self._submit(len(lengths) + number, LONGEST_ANSWER) for number in range(CAPTURE_BATCH)]
+            first = len(lengths) // rl_task.GENERATIONS
+            asked = self._captured[first : first + CAPTURE_BATCH // rl_task.GENERATIONS]
+            jobs = [
+                self._submit(prompt, rl_task.LONGEST_ANSWER) for prompt in asked for _ in range(rl_task.GENERATIONS)
+            ]
             lengths += [job.result() for job in jobs]
         engines.configure(self._server, capture={"enabled": False}, draft_length=0)
         return lengths
@@ -103,25 +119,31 @@ class Bench:
         url = f"file://{self._server.job}/revisions/{revision}"
         self._called("POST", "/tlt/v1/drafter", {"revision": revision, "url": url, "sha256": sha256})
 
-    def rate(self, batch: int, *, first: int) -> float:
-        """Tokens per second of a batch whose answers are equally long."""
+    def rate(self, batch: int, *, turn: int) -> float:
+        """Tokens per second of a batch whose answers are equally long, to questions of the longest kind."""
         began = time.monotonic()
-        jobs = [self._submit(first + number, ANSWER_TOKENS, fixed=True) for number in range(batch)]
+        asked = [self._new[KINDS * (turn * batch + number) + KINDS - 1] for number in range(batch)]
+        jobs = [self._submit(prompt, ANSWER_TOKENS, fixed=True) for prompt in asked]
         return sum(job.result() for job in jobs) / (time.monotonic() - began)
 
-    def rollout(self, lengths: Sequence[int], *, first: int) -> Rollout:
+    def rollout(self, requests: Sequence[Request]) -> Rollout:
         """Answers of these lengths, asked for at once."""
         began = time.monotonic()
-        jobs = [self._submit(first + number, length, fixed=True) for number, length in enumerate(lengths)]
+        jobs = [self._submit(request.prompt, request.tokens, fixed=True) for request in requests]
         for count, _ in enumerate(concurrent.futures.as_completed(jobs), start=1):
             if count == len(jobs) - TAIL:
                 tail_began, before = time.monotonic(), self._server.state()["generatedTokens"]
         ended, after = time.monotonic(), self._server.state()["generatedTokens"]
-        return Rollout(whole=sum(lengths) / (ended - began), tail=(after - before) / (ended - tail_began))
+        tokens = sum(request.tokens for request in requests)
+        return Rollout(whole=tokens / (ended - began), tail=(after - before) / (ended - tail_began))
 
-    def draw(self, lengths: Sequence[int]) -> list[int]:
-        """Lengths of one rollout."""
-        return [max(8, length) for length in self._dice.choices(lengths, k=ROLLOUT_REQUESTS)]
+    def draw(self, lengths: Sequence[int]) -> list[Request]:
+        """One rollout: new questions, each with the length of some answer to a question of its kind."""
+        first = KINDS * self._dice.randrange((len(self._new) - ROLLOUT_REQUESTS) // KINDS)
+        return [
+            Request(prompt=self._new[first + number], tokens=max(8, self._dice.choice(_of_kind(lengths, number))))
+            for number in range(ROLLOUT_REQUESTS)
+        ]
 
     def accept_length(self) -> float | None:
         """Of the drafter in use, at the longest draft."""
@@ -130,13 +152,13 @@ class Bench:
                 return 1 + float(item["acceptedTokens"]) / float(item["drafts"])
         return None
 
-    def _submit(self, number: int, tokens: int, *, fixed: bool = False) -> concurrent.futures.Future[int]:
+    def _submit(self, prompt: str, tokens: int, *, fixed: bool = False) -> concurrent.futures.Future[int]:
         return self._pool.submit(
             engines.answer,
             self._server,
-            number,
+            prompt,
             max_tokens=tokens,
-            temperature=TEMPERATURE,
+            temperature=rl_task.TEMPERATURE,
             ignore_eos=fixed,
         )
 
@@ -144,6 +166,11 @@ class Bench:
         status, answer = self._server.call(method, route, body)
         if status != 200:
             raise RuntimeError(f"{method} {route}: {status} {answer}")
+
+
+def _of_kind(lengths: Sequence[int], number: int) -> list[int]:
+    """The lengths of answers to questions of the kind that the question with this number has: kinds take turns."""
+    return [length for index, length in enumerate(lengths) if (index // rl_task.GENERATIONS) % KINDS == number % KINDS]
 
 
 def train(server: RolloutServer, model: Path, *, minutes: float) -> tuple[str, str, float]:
@@ -157,6 +184,7 @@ def train(server: RolloutServer, model: Path, *, minutes: float) -> tuple[str, s
         config=TrainerConfig(target_model=str(model), draft_length=LONGEST, learning_rate=LEARNING_RATE),
         publish_tokens=10_000,
         held_out_tokens=4000,
+        solved_tokens=SOLVED_TOKENS,
     )
     stop, ends = StopFlag(), time.monotonic() + minutes * 60
     session = open_session(settings, device=torch.device("cpu"), check=stop.abandon_step)
@@ -180,8 +208,8 @@ def rounds_of(bench: Bench, lengths: Sequence[int], *, rounds: int, figures: Fig
             bench.switch(mode)
             for batch in BATCHES:
                 rates = figures.batches.setdefault(batch, {}).setdefault(mode, [])
-                rates.append(bench.rate(batch, first=1000 * turn))
-            figures.rollouts.setdefault(mode, []).append(bench.rollout(drawn, first=5000 + 1000 * turn))
+                rates.append(bench.rate(batch, turn=turn))
+            figures.rollouts.setdefault(mode, []).append(bench.rollout(drawn))
             yield f"round {turn + 1}, {mode}: {_told(figures, mode)}"
 
 
@@ -228,7 +256,7 @@ def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed:
         with console.stage("a server", expected=60):
             server = stack.enter_context(rollout_server(model, *flags, folder=Path(folder)))
         bench = Bench(server, seed=seed)
-        with console.stage(f"capture of {tokens} tokens", expected=tokens / 200):
+        with console.stage(f"capture of {tokens} tokens", expected=tokens / 400):
             lengths = bench.capture(tokens)
         with console.stage("training", expected=minutes * 60 + 20):
             revision, digest, offline = train(server, model, minutes=minutes)
@@ -236,7 +264,7 @@ def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed:
         bench.switch(ADAPTIVE)
         with console.stage("adaptive speculation gets to know the machine", expected=40):
             for batch in reversed(BATCHES):
-                bench.rate(batch, first=9000)
+                bench.rate(batch, turn=rounds)
         with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=rounds * len(MODES) * 45):
             for line in rounds_of(bench, lengths, rounds=rounds, figures=figures):
                 console.say(f"  {line}")
@@ -255,8 +283,8 @@ def main() -> int:
     """Measures, writes bench/results/speculation.json and the page that is made from it."""
     parser = argparse.ArgumentParser(prog="python -m bench.speculation", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of every mode (default 3)")
-    parser.add_argument("--tokens", type=int, default=40_000, help="to capture (default 40000)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training (default 5)")
+    parser.add_argument("--tokens", type=int, default=100_000, help="to capture (default 100000)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of training (default 8)")
     parser.add_argument("--dry", action="store_true", help="print the figures and write nothing")
     parser.add_argument("--seed", type=int, default=1, help="of the rollouts' lengths (default 1)")
     options = parser.parse_args()

@@ -30,7 +30,6 @@ from tlt_workloads.trainer.start import Start, find_start, parent_tensors, shape
 from tlt_workloads.trainer.target import find_target
 
 REFRESH_INTERVAL = 2.0  # s between looks for new shards
-SOLVED_TOKENS = 4000  # that a first drafter is solved from
 MICRO_STEP_SECONDS = 0.2
 LOOK_INTERVAL = 0.005  # s between looks whether a checkpoint is written
 SMALLEST_BATCH, LARGEST_BATCH = 64, 8192  # rows
@@ -259,7 +258,7 @@ def open_session(settings: TrainerSettings, *, device: torch.device, check: Call
             start,
             shape=shape,
             frozen=frozen,
-            sequences=feed.freshest(tokens=SOLVED_TOKENS),
+            sequences=feed.freshest(tokens=settings.solved_tokens),
             device=device,
             check=check,
         )

@@ -47,6 +47,7 @@ class TrainerSettings:
     scan_interval: float = 2.0  # s between looks into the store
     publish_tokens: int = 2000  # trained positions after which a revision is tried
     held_out_tokens: int = 1000  # that a revision is judged by
+    solved_tokens: int = 4000  # that a first drafter is solved from, at about a second of one core for 2,000
     data_memory_bytes: int = 512 << 20
 
     @property

@@ -116,7 +116,8 @@ class DrafterRefusal(enum.StrEnum):
 
     OUTSIDE_STORE = "OutsideStore"  # not below the job's folder, or by a link that leads out of it
     NOT_A_FILE = "NotAFile"  # a link, a folder, a pipe or a device
-    UNREADABLE = "Unreadable"  # missing, no permission, or the store does not answer
+    UNREADABLE = "Unreadable"  # missing, or no permission
+    STORE_UNAVAILABLE = "StoreUnavailable"  # the store does not answer or fails, which tells nothing: ask again (502)
     TOO_LARGE = "TooLarge"  # more bytes than a drafter of this shape has; nothing was read
     DIGEST_MISMATCH = "DigestMismatch"  # other bytes than were announced
     NOT_SAFETENSORS = "NotSafetensors"  # a pickle, an archive or something else

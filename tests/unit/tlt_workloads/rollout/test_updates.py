@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ LOAD = DrafterLoad(revision="r1", url="file:///store/r1", sha256="0" * 64)
 
 
 async def found(_: str) -> FoundRevision:
-    return FoundRevision(folder=Path("/store/r1"))
+    return FoundRevision(location="/store/r1")
 
 
 class Engine:
@@ -54,7 +53,7 @@ class Engine:
     async def close_weight_session(self) -> None:
         self.calls.append("close")
 
-    async def stage_drafter(self, *, path: str, sha256: str) -> None:
+    async def stage_drafter(self, *, location: str, sha256: str) -> None:
         self.calls.append("stage")
 
     async def stage_own_drafter(self) -> None:
@@ -190,7 +189,7 @@ async def test_a_policy_update_makes_the_drafter_stale() -> None:
     pod, _, updates = make()
 
     async def trained_to_the_second(url: str) -> FoundRevision:
-        return FoundRevision(folder=Path(url), trained_to=2)
+        return FoundRevision(location=url, trained_to=2)
 
     assert pod.facts().drafter_lag is None
     await updates.load_drafter(LOAD, find=trained_to_the_second)

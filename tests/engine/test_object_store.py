@@ -1,4 +1,4 @@
-"""Drafters from a real S3 server into a live engine: as safe as from a volume; a store that is gone holds nothing up."""
+"""Drafters from a real S3 server into a live engine, as safe as from a volume."""
 
 from __future__ import annotations
 

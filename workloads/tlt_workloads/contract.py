@@ -351,13 +351,14 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DrafterLoad:
-    """Body of `POST drafter`.  409 while a policy update runs, 422 with the reason when the weights are refused.
+    """Body of `POST drafter`.  409 while a policy update runs, 422 with the reason when the weights are refused, 502
+    while the store does not answer.
 
     `DELETE drafter` puts the drafter back that the server started with, and answers as `GET state` does.
     """
 
     revision: str = field(metadata=limits(min_length=1))
-    url: str = field(metadata=limits(min_length=1))  # folder that holds model.safetensors and manifest.json
+    url: str = field(metadata=limits(min_length=1))  # folder of the job that holds model.safetensors
     sha256: str = field(metadata=limits(pattern=SHA256_PATTERN))  # of model.safetensors
 
 

@@ -243,8 +243,10 @@ def test_a_second_revision_replaces_one_that_is_still_being_read(worker: Worker,
 
 def test_a_refusal_reaches_the_asker(worker: Worker, tmp_path: Path) -> None:
     content = b"not safetensors"
-    (tmp_path / "model.safetensors").write_bytes(content)
-    worker.swap.stage(str(tmp_path), sha256=hashlib.sha256(content).hexdigest())
+    folder = tmp_path / "r1"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(content)
+    worker.swap.stage(str(folder), sha256=hashlib.sha256(content).hexdigest())
 
     def refused() -> str | None:
         try:
@@ -278,3 +280,16 @@ def test_an_own_drafter_that_is_gone_leaves_the_last_one(worker: Worker, tmp_pat
     with pytest.raises(RefusedDrafterError, match=r"model\.safetensors"):
         eventually(worker.swap.ready, reason="the refusal")
     assert len(worker.loaded) == 1
+
+
+def test_a_place_outside_the_job_is_refused_by_the_worker_too(worker: Worker) -> None:
+    worker.swap.stage("/etc", sha256="0" * 64)
+
+    def refused() -> str | None:
+        try:
+            worker.swap.ready()
+        except RefusedDrafterError as error:
+            return error.reason
+        return None
+
+    assert eventually(refused, reason="the place is refused") == "OutsideStore"

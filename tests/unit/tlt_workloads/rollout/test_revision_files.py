@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -218,6 +219,29 @@ def test_a_shape_is_not_required_and_tells_of_the_head(revision: Revision) -> No
 def test_a_manifest_that_cannot_be_read_says_nothing(revision: Revision, text: str) -> None:
     (revision.folder / "manifest.json").write_text(text)
     assert found(revision) == FoundRevision(location=str(revision.folder))
+
+
+@pytest.mark.parametrize("reason", [DrafterRefusal.UNREADABLE, DrafterRefusal.STORE_UNAVAILABLE])
+def test_a_manifest_that_the_store_does_not_give_ends_the_load(reason: DrafterRefusal) -> None:
+    """Each worker would wait for the same store once more."""
+
+    class Gone:
+        location = "s3://bucket/job/r1"
+
+        def read(self, name: str, *, most: int) -> bytes:
+            raise RefusedDrafterError(reason, name)
+
+    with pytest.raises(RefusedDrafterError) as caught:
+        find_revision(Gone())
+    assert caught.value.reason is reason
+
+
+def test_a_volume_that_fails_is_told_from_a_missing_file(revision: Revision, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object, **__: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "open", stale)
+    assert revision.refusal() is DrafterRefusal.STORE_UNAVAILABLE
 
 
 def test_a_manifest_tells_how_far_it_was_trained(revision: Revision) -> None:

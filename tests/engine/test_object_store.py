@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from tests.engine.conftest import DRAFTED, PROMPTS
+from tests.support.eventually import eventually
 from tests.support.object_store import SECRET_KEY, ObjectStore, object_store
 from tests.support.rollout_server import JOB, RolloutServer, rollout_server
 from tests.support.tiny_model import perturbed
@@ -126,9 +127,8 @@ def test_a_store_that_is_gone_holds_nothing_up_and_is_asked_again(scene: Scene) 
     finally:
         scene.objects.start()
     assert error["reason"] == "StoreUnavailable"
-    status, answer = scene.load(body)
-    assert status == 200, answer
+    eventually(lambda: scene.load(body)[0] == 200, deadline=60, reason="the store is back and the drafter is taken")
     assert scene.server.state()["drafterRevision"] == "r2"
     said = scene.server.log.read_text() + requests.get(f"{scene.server.url}/metrics", timeout=30).text
-    assert 'tlt:drafter_refusals_total{reason="StoreUnavailable"} 1.0' in said
+    assert 'tlt:drafter_refusals_total{reason="StoreUnavailable"}' in said
     assert SECRET_KEY not in said

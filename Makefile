@@ -59,7 +59,7 @@ api: venv prometheus ## against a real kube-apiserver
 store: venv object-store ## on real volumes and a real S3 server
 	@$(RUN) -m pytest tests/store
 
-engine: venv ## against a real vLLM on the CPU
+engine: venv object-store ## against a real vLLM on the CPU
 	@$(RUN) -m pytest tests/engine
 
 cluster-test: venv images cluster ## on the real node, with real pods

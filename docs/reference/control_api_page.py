@@ -32,7 +32,7 @@ ROUTES: tuple[tuple[str, str, type[Any] | str, type[Any] | str, str], ...] = (
     ("POST", contract.LEASE_ROUTE, contract.LeaseRequest, contract.LeaseView, "409"),
     ("GET", contract.LEASE_ROUTE, "`holder`, `seq`, `wait`", "`seq`, `boot`, `lease`", ""),
     ("DELETE", contract.LEASE_ROUTE, "`holder` or `revoke`", contract.RolloutState, "409"),
-    ("POST", contract.DRAFTER_ROUTE, contract.DrafterLoad, contract.DrafterLoaded, "409, 422"),
+    ("POST", contract.DRAFTER_ROUTE, contract.DrafterLoad, contract.DrafterLoaded, "409, 422, 502"),
     ("POST", contract.SPECULATION_ROUTE, contract.SpeculationSettings, contract.RolloutState, ""),
     ("GET", contract.SPECULATION_ROUTE, "", contract.SpeculationReport, ""),
     ("POST", contract.CONFIG_ROUTE, contract.RolloutConfig, "`configDigest`, `warnings`", ""),
@@ -59,7 +59,13 @@ def control_api_page() -> str:
     for kind in PAYLOADS:
         lines += ["", f"## {kind.__name__}", "", _prose(kind), "", "| field | type | default | meaning |"]
         lines += ["|---|---|---|---|", *_rows(kind)]
-    lines += ["", "## Why a drafter is refused", "", "Reasons of 422 from `POST drafter`.", ""]
+    lines += [
+        "",
+        "## Why a drafter is refused",
+        "",
+        "Reasons of 422 from `POST drafter`; `StoreUnavailable` comes with 502: ask again.",
+        "",
+    ]
     lines += ["| reason | meaning |", "|---|---|", *_members(contract.DrafterRefusal)]
     return "\n".join(lines) + "\n"
 

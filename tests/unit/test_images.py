@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from images import build
+from tlt_workloads.store_urls import OBJECT_SCHEMES
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "images").rglob("Containerfile*"))
@@ -114,3 +116,13 @@ def test_the_context_holds_what_is_copied_and_decides_about_rebuilds(recipe: Pat
         assert any(fnmatch.fnmatch(source, pattern) for pattern in allowed), f".dockerignore keeps {source} out"
         assert source in image.inputs, f"{source} is no input of {image.name}"
         assert (ROOT / source).exists()
+
+
+@pytest.mark.parametrize(
+    "recipe", [path for path in RECIPES if path.parent.name == "workloads"], ids=lambda it: it.name
+)
+def test_pods_and_trainers_can_open_every_scheme_of_the_custom_resource(recipe: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    chosen = set(re.findall(r"--extra (\w+)", recipe.read_text()))
+    packages = {re.split("[<>=]", line)[0] for name in chosen for line in extras[name]}
+    assert {scheme.package for scheme in OBJECT_SCHEMES.values()} <= packages

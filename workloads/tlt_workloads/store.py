@@ -17,19 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
 
-SUPPORTED_SCHEMES = ("file", "s3", "gs", "abfs", "memory")
+from tlt_workloads.store_urls import OBJECT_SCHEMES, check_store_url, shown_url
+from tlt_workloads.store_urls import StoreError as StoreError
+
 _CHUNK = 1 << 20
 # One more try at most, and soon: whoever uses the store tries again anyway, and must not hang meanwhile.
 _S3_CLIENT = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 1}}
 _S3_TRIES = 2
-
-
-class StoreError(ValueError):
-    """The store's URL cannot be used; the message names the field and the way out."""
 
 
 class StoreProblem(enum.Enum):
@@ -124,13 +121,20 @@ class Store:
             raise
         return True
 
-    def read(self, path: str, *, start: int = 0, stop: int | None = None) -> bytes:
+    def read(self, path: str, *, start: int = 0, stop: int | None = None, within: float | None = None) -> bytes:
         """The whole file, or its bytes from `start` to `stop`.
+
+        Args:
+            path: of the file.
+            start: the first byte.
+            stop: behind the last byte.
+            within: seconds after which an object store counts as gone; a mounted one takes its time.
 
         Raises:
             FileNotFoundError: there is none, or it has just been removed.
         """
-        data: bytes = self._files.cat_file(self._absolute(path), start=start, end=stop)
+        path = self._absolute(path)
+        data: bytes = self._files.cat_file(path, start=start, end=stop, **self._patience(within))
         return data
 
     def list(self, folder: str) -> tuple[StoredFile, ...]:
@@ -145,10 +149,18 @@ class Store:
         """The names of a folder's folders; empty when the folder does not exist."""
         return tuple(_name(item["name"]) for item in self._items(folder) if item["type"] == "directory")
 
-    def size(self, path: str) -> int:
-        """Bytes of a file; FileNotFoundError when there is none."""
+    def size(self, path: str, *, within: float | None = None) -> int:
+        """Bytes of a file as it is now; `within` as for `read`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            IsADirectoryError: it is a folder.
+        """
         self._files.invalidate_cache()
-        return int(self._files.size(self._absolute(path)))
+        found: Mapping[str, Any] = self._files.info(self._absolute(path), **self._patience(within))
+        if found["type"] == "directory":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        return int(found["size"])
 
     def exists(self, path: str) -> bool:
         """Whether a file or folder is there now."""
@@ -172,6 +184,10 @@ class Store:
                 digest.update(piece)
         return digest.hexdigest()
 
+    def _patience(self, within: float | None) -> Mapping[str, float]:
+        """fsspec ends calls of clients that it runs in its own thread, and of no others."""
+        return {} if within is None or not self._files.async_impl else {"timeout": within}
+
     def _absolute(self, path: str) -> str:
         relative = _relative(path)
         return f"{self._root}/{relative}" if relative else self._root
@@ -191,21 +207,19 @@ def open_store(url: str) -> Store:
     """Opens a store; nothing is created until the first write.
 
     Args:
-        url: `file:///folder`, an absolute path, or `s3://`, `gs://`, `abfs://` with bucket and prefix.
+        url: `file:///folder`, an absolute path, or `s3://`, `gs://`, `abfs://` with bucket and prefix.  Opening a
+            store may take seconds the first time: the client of a scheme is imported, and looks for credentials.
 
     Raises:
-        StoreError: unknown scheme, relative path, or the scheme's package is not installed.
+        StoreError: unknown scheme, relative path, credentials or options in the URL, or the scheme's package is not
+            installed.
     """
-    scheme = urlsplit(url).scheme or "file"
-    if scheme not in SUPPORTED_SCHEMES:
-        choices = ", ".join(SUPPORTED_SCHEMES)
-        raise StoreError(f"store.url: scheme {scheme!r} of {url!r} is not supported; use one of {choices}")
-    if scheme == "file" and not url.startswith(("/", "file:///")):
-        raise StoreError(f"store.url: {url!r} is not absolute; write file:///folder")
+    scheme = check_store_url(url)
     try:
         files, root = fsspec.core.url_to_fs(url, **({"config_kwargs": _S3_CLIENT} if scheme == "s3" else {}))
-    except ImportError as error:
-        raise StoreError(f"store.url: {scheme} needs a package that this image does not have: {error}") from error
+    except Exception as error:
+        needs = f"; it needs {OBJECT_SCHEMES[scheme].credentials}" if scheme in OBJECT_SCHEMES else ""
+        raise StoreError(f"store.url: {shown_url(url)!r} cannot be opened ({type(error).__name__}){needs}") from error
     if scheme == "s3":
         files.retries = _S3_TRIES
     return Store(url, files, root.rstrip("/"))

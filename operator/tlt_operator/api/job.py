@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from tlt_workloads.contract import ContractError, ElementType, MemoryMode, Specu
 
 DEVICES_VARIABLE = "NVIDIA_VISIBLE_DEVICES"  # what NVIDIA's container runtime brings into a container
 STORE_SCHEMES = ("file:///", "s3://", "gs://", "abfs://")
+_CREDENTIALS = re.compile(r"(s3|gs)://[^/]*@|abfs://[^/]*:[^/]*@")  # Azure's container@account is no secret
 LEAST_SHARE = 0.1  # of `minNewTokens`: a drafter that has fallen behind cannot be helped with less
 
 
@@ -372,6 +374,11 @@ def _check(spec: JobSpec) -> None:
     if not spec.store.url.startswith(STORE_SCHEMES):
         raise InvalidSpecError(
             "spec.store.url", f"{spec.store.url!r} must begin with one of {', '.join(STORE_SCHEMES)}"
+        )
+    if _CREDENTIALS.match(spec.store.url) or "::" in spec.store.url:
+        raise InvalidSpecError(
+            "spec.store.url",
+            "must name one place and hold no credentials; put those into the Secret that spec.store.secretRef names",
         )
     if spec.store.mount_path is not None and spec.store.volume_claim is None:
         raise InvalidSpecError(

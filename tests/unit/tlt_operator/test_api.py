@@ -94,6 +94,8 @@ POOL = {"replicas": 1, "template": {"image": "vllm"}, "claim": {"deviceClassName
         ({"rollout": {"pool": {**POOL, "replicas": "two"}}}, "spec.rollout.pool.replicas"),
         ({"rollout": {"selector": {}}}, "spec.rollout.selector"),
         ({"store": {"url": "ftp://x"}}, "spec.store.url"),
+        ({"store": {"url": "s3://key:secret@bucket/x"}}, "spec.store.url"),
+        ({"store": {"url": "s3://bucket/x::file:///etc"}}, "spec.store.url"),
         ({"store": {"url": "file:///x"}}, "spec.store.volumeClaim"),
         ({"idle": {"after": "soon"}}, "spec.idle.after"),
         ({"idle": {"scope": "Never"}}, "spec.idle.scope"),

@@ -129,6 +129,7 @@ async def test_token_is_sent(server: Server, pods: PodClient) -> None:
         (405, NotFoundError),
         (409, BusyError),
         (422, RefusedError),
+        (502, UnreachableError),  # its store does not answer, which is no refusal
         (503, BusyError),
         (500, UnreachableError),
         (302, UnreachableError),

@@ -85,7 +85,7 @@ def test_unfinished_writes_are_not_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "nonsense://x"])
 def test_an_unknown_scheme_names_the_field_and_the_choices(url: str) -> None:
-    with pytest.raises(StoreError, match=r"store\.url.*use one of file, s3, gs, abfs"):
+    with pytest.raises(StoreError, match=r"store\.url.*use one of s3, gs, abfs, file"):
         open_store(url)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 from argparse import Namespace
@@ -69,7 +70,7 @@ class Rollout:
         warnings = () if self.pod.identity.drafter_method or not config.capture.enabled else (NO_DRAFTER,)
         if digest == self.pod.config_digest:
             return warnings
-        open_store(config.store_url)
+        await asyncio.to_thread(open_store, config.store_url)  # its client may take seconds to find credentials
         self.job_folder.url = job_folder(config.store_url, config.job)
         self.pod.set_idle_after(config.idle_after)
         if self.pod.identity.drafter_method:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ import torch
 from tlt_workloads.contract import DrafterRefusal
 from tlt_workloads.drafter import DrafterConfig
 from tlt_workloads.rollout.checksum import policy_checksum, shared_tensors
-from tlt_workloads.rollout.revision_files import RefusedDrafterError, read_shape, read_tensors
+from tlt_workloads.rollout.locations import OutsideStoreError
+from tlt_workloads.rollout.revision_files import read_shape, read_tensors
+from tlt_workloads.rollout.revision_folder import RefusedDrafterError, RevisionFolder
 
 NOT_LOADED = frozenset({"t2d"})  # vLLM derives it from d2t
 HEAD = "lm_head.weight"
@@ -52,6 +53,7 @@ class DrafterSwap:
     Args:
         policy: the policy's model.
         drafter: the drafter's model.
+        find: the folder of the job at a location; raises OutsideStoreError for any other.
         config: the drafter that the server started with; a new one must have exactly its tensors.
         initial: the tensors that the server started with, to go back to.
         load_tensors: puts tensors into the drafter through vLLM's weight-transfer session.
@@ -64,6 +66,7 @@ class DrafterSwap:
         *,
         policy: torch.nn.Module,
         drafter: torch.nn.Module,
+        find: Callable[[str], RevisionFolder],
         config: DrafterConfig,
         initial: Callable[[], Mapping[str, torch.Tensor]],
         load_tensors: Callable[[Mapping[str, torch.Tensor]], None],
@@ -72,6 +75,7 @@ class DrafterSwap:
     ) -> None:
         self._policy = policy
         self._drafter = drafter
+        self._find = find
         self._config = config
         self._initial = initial
         self._load_tensors = load_tensors
@@ -81,9 +85,9 @@ class DrafterSwap:
         self._thread: threading.Thread | None = None
         self._staged: StagedDrafter | RefusedDrafterError | None = None
 
-    def stage(self, folder: Path, *, sha256: str) -> None:
+    def stage(self, location: str, *, sha256: str) -> None:
         """Starts to read a revision; a second call forgets the first."""
-        self._begin(lambda: self._read(folder, sha256))
+        self._begin(lambda: self._read(location, sha256))
 
     def stage_own(self) -> None:
         """Starts to read the tensors that the server started with, as `stage` does a revision's."""
@@ -159,7 +163,11 @@ class DrafterSwap:
         self._active = following
         return True
 
-    def _read(self, folder: Path, sha256: str) -> StagedDrafter:
+    def _read(self, location: str, sha256: str) -> StagedDrafter:
+        try:
+            folder = self._find(location)
+        except OutsideStoreError as error:
+            raise RefusedDrafterError(DrafterRefusal.OUTSIDE_STORE, str(error)) from error
         shape = read_shape(folder, own=self._config)
         tensors = read_tensors(folder, sha256=sha256, config=self._config)
         return self._staged_beside(_ready(tensors, head_is_copy=shape is not None and shape.head_is_copy))

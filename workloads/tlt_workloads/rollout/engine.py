@@ -77,7 +77,7 @@ class Engine(Protocol):
     async def speculation_report(self) -> SpeculationReport:
         """What is drafted, and what the engine knows about it."""
 
-    async def stage_drafter(self, *, path: str, sha256: str) -> None:
+    async def stage_drafter(self, *, location: str, sha256: str) -> None:
         """Lets the workers read and check a drafter in the background; the engine goes on meanwhile."""
 
     async def stage_own_drafter(self) -> None:
@@ -147,9 +147,9 @@ class VllmEngine:
         message: str = await self._client.engine_core.call_utility_async("tlt_speculation_report")
         return decode(SpeculationReport, json.loads(message))
 
-    async def stage_drafter(self, *, path: str, sha256: str) -> None:
+    async def stage_drafter(self, *, location: str, sha256: str) -> None:
         """Starts reading in the workers."""
-        for answer in await self._client.collective_rpc("tlt_stage_drafter", args=(path, sha256)):
+        for answer in await self._client.collective_rpc("tlt_stage_drafter", args=(location, sha256)):
             _accepted(answer)
 
     async def stage_own_drafter(self) -> None:

@@ -53,6 +53,9 @@ CONFIG_ANSWER = {
     "required": ["configDigest", "warnings"],
     "properties": {"configDigest": {"type": "string"}, "warnings": {"type": "array", "items": {"type": "string"}}},
 }
+FOR_GOOD = tuple(
+    reason for reason in contract.DrafterRefusal if reason is not contract.DrafterRefusal.STORE_UNAVAILABLE
+)
 
 router = APIRouter()
 Payload = TypeVar("Payload")
@@ -88,11 +91,16 @@ def control(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         except NotHolderError as error:
             return failure(409, "NotHolder", str(error))
         except DrafterRefusedError as error:
-            return failure(422, error.reason.value, str(error))
+            return failure(refusal_status(error.reason), error.reason.value, str(error))
 
     guarded.__annotations__ = {"request": Request, "return": Response}
     del guarded.__wrapped__  # FastAPI would read the handler's own signature
     return guarded
+
+
+def refusal_status(reason: contract.DrafterRefusal) -> int:
+    """422 for what is wrong with a drafter; 502 for a store that may be back soon, so that nobody gives up on it."""
+    return 422 if reason in FOR_GOOD else 502
 
 
 def failure(status: int, reason: str, message: str) -> JSONResponse:
@@ -167,7 +175,8 @@ async def delete_lease(request: Request, rollout: Rollout) -> Response:
         answer=contract.DrafterLoaded,
         refusals={
             409: "NoDrafter, PolicyUpdate, Loading or Asleep: not now",
-            422: f"refused for good: {', '.join(contract.DrafterRefusal)}",
+            422: f"refused for good: {', '.join(FOR_GOOD)}",
+            502: "StoreUnavailable: the store does not answer or fails; ask again",
         },
     ),
 )
@@ -177,7 +186,7 @@ async def post_drafter(request: Request, rollout: Rollout) -> Response:
     load = await _body(request, contract.DrafterLoad)
 
     async def find(url: str) -> FoundRevision:
-        return await asyncio.to_thread(find_revision, url, job_folder=rollout.job_folder)
+        return await asyncio.to_thread(lambda: find_revision(rollout.job_folder.folder(url)))
 
     loaded = await rollout.load_drafter(load, find=find)
     return JSONResponse(contract.encode(loaded))

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from tlt_workloads.contract import POD_NAME_VARIABLE
+from tlt_workloads.contract import POD_NAME_VARIABLE, STORE_URL_VARIABLE
 from tlt_workloads.drafter import DrafterError, write_initial_drafter
 from tlt_workloads.rollout.compat import UnsupportedEngineError, check_engine_version, engine_version
 from tlt_workloads.rollout.counters import create_page
 from tlt_workloads.rollout.lossless import LossyOptionError, check_command_line
 from tlt_workloads.rollout.placement import PlacementError, emulated_cores, pin
+from tlt_workloads.store_urls import StoreError, check_store_url
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # without them a CPU emulates bfloat16, at a tenth of the speed
 UNTRAINED_VARIABLE = "TLT_UNTRAINED_DRAFTER"  # "1": the drafter that the server starts with guesses at random
@@ -161,7 +162,7 @@ def main() -> None:
     settings = parse(sys.argv[1:])
     try:
         _prepare(settings)
-    except (DrafterError, LossyOptionError, PlacementError, StartError, UnsupportedEngineError) as error:
+    except (DrafterError, LossyOptionError, PlacementError, StartError, StoreError, UnsupportedEngineError) as error:
         raise SystemExit(f"tlt-rollout: {error}") from error
 
     # Not the `vllm` command: it looks for the metadata of a distribution that the CPU build does not bear the name of.
@@ -172,6 +173,8 @@ def main() -> None:
 
 def _prepare(settings: Settings) -> None:
     check_shared_memory(shutil.disk_usage(SHARED_MEMORY).free)
+    if store := os.environ.get(STORE_URL_VARIABLE):
+        check_store_url(store)
     scratch = Path(os.environ.get("TLT_SCRATCH") or Path(tempfile.gettempdir()) / "tlt")
     scratch.mkdir(parents=True, exist_ok=True)
     cores = emulated_cores(os.environ, available=frozenset(os.sched_getaffinity(0)))

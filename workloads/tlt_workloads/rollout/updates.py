@@ -22,6 +22,7 @@ from tlt_workloads.rollout.engine import DrafterRefusedError, Swap
 from tlt_workloads.rollout.locations import OutsideStoreError
 from tlt_workloads.rollout.pod import RefusedError, RolloutPod
 from tlt_workloads.rollout.revision_files import FoundRevision
+from tlt_workloads.rollout.revision_folder import RefusedDrafterError
 from tlt_workloads.rollout.transport import Transport
 
 logger = logging.getLogger("vllm.tlt")
@@ -185,7 +186,8 @@ class Updates:
 
         Args:
             load: which one.
-            find: looks up what is behind its URL; OutsideStoreError when the job has nothing there.
+            find: looks up what is behind its URL; OutsideStoreError when the job has nothing there,
+                RefusedDrafterError when the store does not tell.
 
         Raises:
             RefusedError: NoDrafter, PolicyUpdate, Loading or Asleep.
@@ -195,7 +197,7 @@ class Updates:
         with self._counting_refusals(load.revision):
             revision = await _found(load.url, find)
             swap = await self._swap(
-                lambda: self._pod.engine.stage_drafter(path=str(revision.folder), sha256=load.sha256),
+                lambda: self._pod.engine.stage_drafter(location=revision.location, sha256=load.sha256),
                 revision=load.revision,
                 digest=load.sha256.lower(),
                 trained_to=revision.trained_to,
@@ -278,8 +280,8 @@ class Updates:
                 while not await self._pod.engine.drafter_staged():  # noqa: ASYNC110 - the workers are other processes
                     await asyncio.sleep(STAGE_POLL)
         except TimeoutError:
-            message = f"reading took longer than {STAGE_LIMIT:.0f} s"
-            raise DrafterRefusedError(DrafterRefusal.UNREADABLE, message) from None
+            message = f"reading took longer than {STAGE_LIMIT:.0f} s; ask again when the store is faster"
+            raise DrafterRefusedError(DrafterRefusal.STORE_UNAVAILABLE, message) from None
 
     def _refuse_during_policy_update(self) -> None:
         if self._policy_session:
@@ -291,6 +293,8 @@ async def _found(url: str, find: Finder) -> FoundRevision:
         return await find(url)
     except OutsideStoreError as error:
         raise DrafterRefusedError(DrafterRefusal.OUTSIDE_STORE, str(error)) from error
+    except RefusedDrafterError as error:
+        raise DrafterRefusedError(error.reason, str(error)) from error
 
 
 class GapWatch:

@@ -23,7 +23,7 @@ from tlt_workloads.rollout.counters import inherited_page
 from tlt_workloads.rollout.drafter_swap import DrafterSwap
 from tlt_workloads.rollout.drafts import Drafts
 from tlt_workloads.rollout.recorder import ShardRecorder
-from tlt_workloads.rollout.revision_files import RefusedDrafterError
+from tlt_workloads.rollout.revision_folder import RefusedDrafterError
 from tlt_workloads.rollout.shard_writer import Destination
 from tlt_workloads.rollout.shared_head import policy_head_rows
 from tlt_workloads.shards import ShardMetadata
@@ -87,9 +87,9 @@ class WorkerSide:
         )
         self._tap.follow(settings)
 
-    def stage_drafter(self, path: str, sha256: str) -> dict[str, Any]:
+    def stage_drafter(self, location: str, sha256: str) -> dict[str, Any]:
         """Reads a revision in the background."""
-        return self._stage(lambda swap: swap.stage(Path(path), sha256=sha256))
+        return self._stage(lambda swap: swap.stage(location, sha256=sha256))
 
     def stage_own_drafter(self) -> dict[str, Any]:
         """Reads the drafter that the server started with, in the background."""
@@ -144,6 +144,7 @@ class WorkerSide:
         return DrafterSwap(
             policy=policy,
             drafter=self._worker.get_draft_model(),
+            find=lambda location: self._worker.weight_transfer_engine.job_folder.folder(location),
             config=config,
             initial=lambda: load_file(folder / WEIGHTS_FILE),
             load_tensors=self._load_tensors,

@@ -17,7 +17,8 @@ from tests.support.eventually import eventually
 from tests.support.tiny_target import write_tiny_target
 from tlt_workloads.drafter import write_initial_drafter
 from tlt_workloads.rollout.drafter_swap import DrafterSwap
-from tlt_workloads.rollout.revision_files import RefusedDrafterError
+from tlt_workloads.rollout.locations import JobFolder
+from tlt_workloads.rollout.revision_folder import RefusedDrafterError
 
 
 class Policy(nn.Module):
@@ -50,6 +51,7 @@ class Worker:
         self.swap = DrafterSwap(
             policy=self.policy,
             drafter=self.drafter,
+            find=JobFolder(str(folder)).folder,
             config=config,
             initial=lambda: self.initial,
             load_tensors=self._load,
@@ -69,7 +71,7 @@ class Worker:
         (folder / "config.json").write_text(json.dumps(shape.to_json()))
         data = save(dict(tensors))
         (folder / "model.safetensors").write_bytes(data)
-        self.swap.stage(folder, sha256=hashlib.sha256(data).hexdigest())
+        self.swap.stage(str(folder), sha256=hashlib.sha256(data).hexdigest())
         eventually(self.swap.ready, reason="the drafter is staged")
 
     def change_policy(self, *, row: int) -> None:
@@ -232,8 +234,8 @@ def test_a_second_revision_replaces_one_that_is_still_being_read(worker: Worker,
     first, second = save(worker.initial), save(changed(worker))
     (tmp_path / "r1" / "model.safetensors").write_bytes(first)
     (tmp_path / "r2" / "model.safetensors").write_bytes(second)
-    worker.swap.stage(tmp_path / "r1", sha256=hashlib.sha256(first).hexdigest())
-    worker.swap.stage(tmp_path / "r2", sha256=hashlib.sha256(second).hexdigest())
+    worker.swap.stage(str(tmp_path / "r1"), sha256=hashlib.sha256(first).hexdigest())
+    worker.swap.stage(str(tmp_path / "r2"), sha256=hashlib.sha256(second).hexdigest())
     eventually(worker.swap.ready, reason="the drafter is staged")
     worker.swap.apply()
     assert torch.equal(worker.loaded[-1]["norm.weight"], changed(worker)["norm.weight"])
@@ -241,8 +243,10 @@ def test_a_second_revision_replaces_one_that_is_still_being_read(worker: Worker,
 
 def test_a_refusal_reaches_the_asker(worker: Worker, tmp_path: Path) -> None:
     content = b"not safetensors"
-    (tmp_path / "model.safetensors").write_bytes(content)
-    worker.swap.stage(tmp_path, sha256=hashlib.sha256(content).hexdigest())
+    folder = tmp_path / "r1"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(content)
+    worker.swap.stage(str(folder), sha256=hashlib.sha256(content).hexdigest())
 
     def refused() -> str | None:
         try:
@@ -276,3 +280,16 @@ def test_an_own_drafter_that_is_gone_leaves_the_last_one(worker: Worker, tmp_pat
     with pytest.raises(RefusedDrafterError, match=r"model\.safetensors"):
         eventually(worker.swap.ready, reason="the refusal")
     assert len(worker.loaded) == 1
+
+
+def test_a_place_outside_the_job_is_refused_by_the_worker_too(worker: Worker) -> None:
+    worker.swap.stage("/etc", sha256="0" * 64)
+
+    def refused() -> str | None:
+        try:
+            worker.swap.ready()
+        except RefusedDrafterError as error:
+            return error.reason
+        return None
+
+    assert eventually(refused, reason="the place is refused") == "OutsideStore"

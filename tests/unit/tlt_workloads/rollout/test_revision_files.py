@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,14 +18,9 @@ from safetensors.torch import load, save
 from tests.support.tiny_target import write_tiny_target
 from tlt_workloads.contract import DrafterRefusal, Evaluation, RevisionManifest, encode
 from tlt_workloads.drafter import DrafterConfig, drafter_bytes, write_initial_drafter
-from tlt_workloads.rollout.locations import JobFolder
-from tlt_workloads.rollout.revision_files import (
-    FoundRevision,
-    RefusedDrafterError,
-    find_revision,
-    read_shape,
-    read_tensors,
-)
+from tlt_workloads.rollout.mounted_folder import MountedFolder
+from tlt_workloads.rollout.revision_files import FoundRevision, find_revision, read_shape, read_tensors
+from tlt_workloads.rollout.revision_folder import RefusedDrafterError
 
 
 class Revision:
@@ -33,6 +29,7 @@ class Revision:
     def __init__(self, folder: Path) -> None:
         target = write_tiny_target(folder / "target")
         self.folder = folder / "r1"
+        self.place = MountedFolder(self.folder)
         self.config: DrafterConfig = write_initial_drafter(target, self.folder, draft_vocab_size=32)
         self.weights = self.folder / "model.safetensors"
         self.data = self.weights.read_bytes()
@@ -47,8 +44,8 @@ class Revision:
         self.write(save(tensors))
 
     def read(self) -> dict[str, torch.Tensor]:
-        read_shape(self.folder, own=self.config)
-        return read_tensors(self.folder, sha256=hashlib.sha256(self.data).hexdigest(), config=self.config)
+        read_shape(self.place, own=self.config)
+        return read_tensors(self.place, sha256=hashlib.sha256(self.data).hexdigest(), config=self.config)
 
     def refusal(self) -> DrafterRefusal:
         with pytest.raises(RefusedDrafterError) as caught:
@@ -67,7 +64,7 @@ def test_a_good_one_is_read(revision: Revision) -> None:
 
 def test_the_digest_may_be_written_in_capitals(revision: Revision) -> None:
     digest = hashlib.sha256(revision.data).hexdigest().upper()
-    assert read_tensors(revision.folder, sha256=digest, config=revision.config)
+    assert read_tensors(revision.place, sha256=digest, config=revision.config)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +125,7 @@ def test_a_file_that_is_too_large_is_not_read(revision: Revision, monkeypatch: p
     os.truncate(revision.weights, 100 << 30)
     monkeypatch.setattr(hashlib, "sha256", lambda *_: pytest.fail("it was read"))
     with pytest.raises(RefusedDrafterError, match="107374182400 bytes, more than the") as caught:
-        read_tensors(revision.folder, sha256="0" * 64, config=revision.config)
+        read_tensors(revision.place, sha256="0" * 64, config=revision.config)
     assert caught.value.reason is DrafterRefusal.TOO_LARGE
     assert drafter_bytes(revision.config) < 1 << 20
 
@@ -178,7 +175,7 @@ def test_a_file_that_changes_meanwhile(revision: Revision, monkeypatch: pytest.M
     else:
         digest, wanted = hashlib.sha256, hashlib.sha256(revision.data).hexdigest()
         monkeypatch.setattr(hashlib, "sha256", lambda data: (digest(data), change())[0])
-        read = read_tensors(revision.folder, sha256=wanted, config=revision.config)
+        read = read_tensors(revision.place, sha256=wanted, config=revision.config)
         assert torch.equal(read["fc.weight"], load(revision.data)["fc.weight"])
         assert not any(revision.weights.read_bytes())
 
@@ -201,7 +198,7 @@ def test_a_drafter_for_another_target(
     path = revision.folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(RefusedDrafterError, match=words) as caught:
-        read_shape(revision.folder, own=revision.config)
+        read_shape(revision.place, own=revision.config)
     assert caught.value.reason is reason
 
 
@@ -212,16 +209,39 @@ def test_a_shape_that_cannot_be_read(revision: Revision, text: str) -> None:
 
 
 def test_a_shape_is_not_required_and_tells_of_the_head(revision: Revision) -> None:
-    assert read_shape(revision.folder, own=revision.config) == revision.config
+    assert read_shape(revision.place, own=revision.config) == revision.config
     assert revision.config.head_is_copy
     (revision.folder / "config.json").unlink()
-    assert read_shape(revision.folder, own=revision.config) is None
+    assert read_shape(revision.place, own=revision.config) is None
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", '{"policyVersions": 3}'])
 def test_a_manifest_that_cannot_be_read_says_nothing(revision: Revision, text: str) -> None:
     (revision.folder / "manifest.json").write_text(text)
-    assert found(revision) == FoundRevision(folder=revision.folder)
+    assert found(revision) == FoundRevision(location=str(revision.folder))
+
+
+@pytest.mark.parametrize("reason", [DrafterRefusal.UNREADABLE, DrafterRefusal.STORE_UNAVAILABLE])
+def test_a_manifest_that_the_store_does_not_give_ends_the_load(reason: DrafterRefusal) -> None:
+    """Each worker would wait for the same store once more."""
+
+    class Gone:
+        location = "s3://bucket/job/r1"
+
+        def read(self, name: str, *, most: int) -> bytes:
+            raise RefusedDrafterError(reason, name)
+
+    with pytest.raises(RefusedDrafterError) as caught:
+        find_revision(Gone())
+    assert caught.value.reason is reason
+
+
+def test_a_volume_that_fails_is_told_from_a_missing_file(revision: Revision, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object, **__: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "open", stale)
+    assert revision.refusal() is DrafterRefusal.STORE_UNAVAILABLE
 
 
 def test_a_manifest_tells_how_far_it_was_trained(revision: Revision) -> None:
@@ -243,4 +263,4 @@ def test_a_manifest_tells_how_far_it_was_trained(revision: Revision) -> None:
 
 
 def found(revision: Revision) -> FoundRevision:
-    return find_revision(str(revision.folder), job_folder=JobFolder(str(revision.folder.parent)))
+    return find_revision(revision.place)

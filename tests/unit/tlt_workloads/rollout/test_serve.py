@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from tlt_workloads.rollout import serve
 from tlt_workloads.rollout.serve import (
     StartError,
     check_shared_memory,
@@ -106,3 +108,13 @@ def test_with_a_read_only_home_caches_go_to_the_scratch_folder(tmp_path: Path) -
     assert wanted["HOME"] == str(tmp_path)
     assert all(wanted[name].startswith(str(tmp_path)) for name in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR"))
     assert wanted["VLLM_CPU_KVCACHE_SPACE"] == "1"
+
+
+def test_a_store_that_cannot_be_used_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said by the pod that would refuse every drafter later on."""
+    monkeypatch.setattr(sys, "argv", ["tlt-rollout", "--model", "/model"])
+    monkeypatch.setattr(serve, "check_shared_memory", lambda _: None)
+    monkeypatch.setenv("TLT_STORE_URL", "s3://key:secret@bucket/tlt")
+    with pytest.raises(SystemExit, match=r"tlt-rollout: store\.url: .* holds credentials") as refused:
+        serve.main()
+    assert "secret@" not in str(refused.value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -83,7 +82,7 @@ class Engine:
     async def set_policy_version(self, version: int) -> None:
         self._use(f"policy {version}")
 
-    async def stage_drafter(self, *, path: str, sha256: str) -> None:
+    async def stage_drafter(self, *, location: str, sha256: str) -> None:
         """Reads into host memory, which an engine asleep has too."""
 
     async def stage_own_drafter(self) -> None:
@@ -182,7 +181,7 @@ class World:
 
     async def load_drafter(self) -> None:
         async def find(_: str) -> FoundRevision:
-            return FoundRevision(folder=Path("/x"))
+            return FoundRevision(location="/x")
 
         await self.updates.load_drafter(DrafterLoad(revision="r", url="file:///x", sha256="0"), find=find)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +14,14 @@ from tlt_workloads.rollout.engine import DrafterRefusedError, Swap
 from tlt_workloads.rollout.locations import OutsideStoreError
 from tlt_workloads.rollout.pod import RefusedError, RolloutPod
 from tlt_workloads.rollout.revision_files import FoundRevision
+from tlt_workloads.rollout.revision_folder import RefusedDrafterError
 from tlt_workloads.rollout.updates import GapWatch, Updates
 
 LOAD = DrafterLoad(revision="r1", url="file:///store/r1", sha256="0" * 64)
 
 
 async def found(_: str) -> FoundRevision:
-    return FoundRevision(folder=Path("/store/r1"))
+    return FoundRevision(location="/store/r1")
 
 
 class Engine:
@@ -54,7 +54,7 @@ class Engine:
     async def close_weight_session(self) -> None:
         self.calls.append("close")
 
-    async def stage_drafter(self, *, path: str, sha256: str) -> None:
+    async def stage_drafter(self, *, location: str, sha256: str) -> None:
         self.calls.append("stage")
 
     async def stage_own_drafter(self) -> None:
@@ -177,6 +177,28 @@ async def test_a_place_outside_the_job_is_a_refusal_too() -> None:
     assert engine.calls == []
 
 
+async def test_a_store_that_is_gone_is_counted_and_asked_again() -> None:
+    pod, _, updates = make()
+
+    async def gone(_: str) -> FoundRevision:
+        raise RefusedDrafterError(DrafterRefusal.STORE_UNAVAILABLE, "the store cannot be reached")
+
+    with pytest.raises(DrafterRefusedError, match="cannot be reached"):
+        await updates.load_drafter(LOAD, find=gone)
+    assert (pod.facts().drafter_refusals, pod.facts().drafter_revision) == ({"StoreUnavailable": 1}, None)
+    await updates.load_drafter(LOAD, find=found)
+    assert pod.facts().drafter_revision == "r1"
+
+
+async def test_a_store_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pod, engine, updates = make()
+    monkeypatch.setattr("tlt_workloads.rollout.updates.STAGE_LIMIT", 0.0)
+    engine.staged.clear()
+    with pytest.raises(DrafterRefusedError, match="ask again when the store is faster"):
+        await updates.load_drafter(LOAD, find=found)
+    assert pod.facts().drafter_refusals == {"StoreUnavailable": 1}
+
+
 async def test_what_is_only_not_now_is_no_refusal() -> None:
     pod, _, updates = make()
     async with updates.starting_policy():
@@ -190,7 +212,7 @@ async def test_a_policy_update_makes_the_drafter_stale() -> None:
     pod, _, updates = make()
 
     async def trained_to_the_second(url: str) -> FoundRevision:
-        return FoundRevision(folder=Path(url), trained_to=2)
+        return FoundRevision(location=url, trained_to=2)
 
     assert pod.facts().drafter_lag is None
     await updates.load_drafter(LOAD, find=trained_to_the_second)

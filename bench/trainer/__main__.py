@@ -97,8 +97,9 @@ def compare(console: Console, material: Material, *, rounds: int) -> Metrics:
     theirs, ours = [], []
     for turn in range(rounds):
         with console.stage(f"a pass with each, {turn + 1} of {rounds}", expected=200):
-            ours.append(speed.our_pace(material, step_tokens=_step_tokens(theirs, length), micro_rows=rows))
             theirs.append(peer.peer_pace(material, length=length, attention=attention, workers=workers, steps=0))
+            step_tokens = theirs[-1].tokens // theirs[-1].steps
+            ours.append(speed.our_pace(material, step_tokens=step_tokens, micro_rows=rows))
         console.say(f"  ours {ours[-1]}, speculators' {theirs[-1]}")
     small = speed.our_pace(
         material, step_tokens=OptimiserSettings(learning_rate=0).step_tokens, micro_rows=rows, limit=20
@@ -117,11 +118,6 @@ def compare(console: Console, material: Material, *, rounds: int) -> Metrics:
         "speculators_loader_processes": workers,
         "default_step_tokens_per_s": small.rate,
     }
-
-
-def _step_tokens(theirs: list[speed.Pace], length: int) -> int:
-    """What an optimiser step of theirs holds: batches are filled nearly, and prompts carry no loss."""
-    return theirs[-1].tokens // theirs[-1].steps if theirs else int(0.75 * length)
 
 
 def windows_of(console: Console, material: Material, *, rounds: int) -> Metrics:

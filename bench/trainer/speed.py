@@ -55,16 +55,13 @@ def our_pace(material: Material, *, step_tokens: int, micro_rows: int, limit: in
         objective=Objective(draft_length=DRAFT_LENGTH),
         settings=replace(OPTIMISER, step_tokens=step_tokens),
     )
-    tokens, began = 0, time.perf_counter()
-    while (batch := feed.next_batch(micro_rows)) is not None and not 0 < limit + WARM_STEPS <= learner.steps * bool(
-        limit
-    ):
-        before = learner.steps
+    tokens, began, last = 0, time.perf_counter(), WARM_STEPS + limit if limit else None
+    while learner.steps != last and (batch := feed.next_batch(micro_rows)) is not None:
+        if learner.steps >= WARM_STEPS:
+            tokens += batch.packed.trained_tokens
         learner.micro_step(batch)
         feed.mark_trained(learner.step_if_due())
-        if learner.steps > WARM_STEPS:
-            tokens += batch.packed.trained_tokens
-        elif learner.steps == WARM_STEPS and before < WARM_STEPS:
+        if learner.steps == WARM_STEPS and not tokens:
             began = time.perf_counter()
     seconds = time.perf_counter() - began
     loss = None if limit else held_out_loss(model, feed.held_out(tokens=HELD_OUT_TOKENS))
@@ -91,7 +88,7 @@ def packing(material: Material, *, batches: int, seed: int = 1) -> Packing:
     seconds = {"packed": 0.0, "padded": 0.0}
     learners = {kind: _learner(material) for kind in seconds}
     for number, batch in enumerate(drawn):
-        for kind, rows in (("packed", _packed(batch)), ("padded", _padded(batch))):
+        for kind, rows in (("packed", packed(batch)), ("padded", padded(batch))):
             began = time.perf_counter()
             learners[kind].micro_step(TrainingBatch(rows, {}, (0, 0)))
             learners[kind].step_if_due()
@@ -108,7 +105,7 @@ def _learner(material: Material) -> Learner:
     return Learner(material.start(), objective=Objective(draft_length=DRAFT_LENGTH), settings=settings)
 
 
-def _packed(sequences: Sequence[CapturedSequence]) -> PackedBatch:
+def packed(sequences: Sequence[CapturedSequence]) -> PackedBatch:
     """Cut into pieces, as the trainer does."""
     pieces = []
     for sequence in sequences:
@@ -119,7 +116,7 @@ def _packed(sequences: Sequence[CapturedSequence]) -> PackedBatch:
     return pack(pieces, draft_length=DRAFT_LENGTH)
 
 
-def _padded(sequences: Sequence[CapturedSequence]) -> PackedBatch:
+def padded(sequences: Sequence[CapturedSequence]) -> PackedBatch:
     """A rectangle: each answer fills a line as long as the longest; what is missing repeats its last row."""
     longest = max(len(usable_rows(item)) for item in sequences)
     return pack([_stretched(item, longest) for item in sequences], draft_length=DRAFT_LENGTH)

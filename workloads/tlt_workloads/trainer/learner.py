@@ -147,7 +147,9 @@ class Learner:
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         if self._pass is not None:
             return self._pass(batch)
-        return draft_loss(self.model, batch.to(self.model.device), self.objective)
+        device = self.model.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as speculators' own trainer
+            return draft_loss(self.model, batch.to(device), self.objective)
 
     def _drop_gradients(self) -> None:
         self._optimiser.zero_grad(set_to_none=True)

@@ -84,7 +84,7 @@ def packing(material: Material, *, batches: int, seed: int = 1) -> Packing:
     """
     feed, dice = material.feed(), random.Random(seed)
     sequences = [item for item in feed.freshest(tokens=10**9) if len(usable_rows(item)) > DRAFT_LENGTH]
-    drawn = [dice.sample(sequences, SAMPLES) for _ in range(batches + 1)]
+    drawn = [sequences[:1], *(dice.sample(sequences, SAMPLES) for _ in range(batches))]
     seconds = {"packed": 0.0, "padded": 0.0}
     learners = {kind: _learner(material) for kind in seconds}
     for number, batch in enumerate(drawn):
@@ -94,8 +94,8 @@ def packing(material: Material, *, batches: int, seed: int = 1) -> Packing:
             learners[kind].step_if_due()
             if number:  # the first one warms up
                 seconds[kind] += time.perf_counter() - began
-    longest = [SAMPLES * max(len(usable_rows(item)) for item in batch) for batch in drawn]
-    filled = sum(len(usable_rows(item)) for batch in drawn for item in batch) / sum(longest)
+    longest = [SAMPLES * max(len(usable_rows(item)) for item in batch) for batch in drawn[1:]]
+    filled = sum(len(usable_rows(item)) for batch in drawn[1:] for item in batch) / sum(longest)
     count = batches * SAMPLES
     return Packing(packed=count / seconds["packed"], padded=count / seconds["padded"], filled=filled)
 

@@ -20,6 +20,7 @@ from tlt_workloads.trainer.window import WorkerEnded, WorkerFailed, WorkerMessag
 from tlt_workloads.trainer.workshop import Worker, Workshop
 
 GRACE = 30.0  # s to write the last checkpoint
+NEVER = 1 << 60  # tokens until a revision is due: judging one is not part of what is measured
 WARM_STEPS = 12  # micro-steps of a window: enough for a checkpoint and for a measured micro-step
 
 
@@ -95,9 +96,10 @@ async def _life(settings: TrainerSettings, *, count: int, began: float) -> Windo
 
 def _largest_child() -> int:
     """Resident bytes of the largest process below this one: the fork server."""
-    children = Path(f"/proc/self/task/{Path('/proc/self').resolve().name}/children").read_text().split()
+    lists = (path.read_text().split() for path in Path("/proc/self/task").glob("*/children"))
+    children = [child for found in lists for child in found]
     lines = (line for child in children for line in Path(f"/proc/{child}/status").read_text().splitlines())
-    return max(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+    return max((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), default=0)
 
 
 def main() -> int:
@@ -111,7 +113,7 @@ def main() -> int:
     parser.add_argument("--began", type=float, required=True)
     options = parser.parse_args()
     settings = job_settings(options.folder, options.model, job=options.job)
-    settings = replace(settings, data_memory_bytes=options.data_memory)
+    settings = replace(settings, data_memory_bytes=options.data_memory, publish_tokens=NEVER)
     store = open_store(settings.job_store_url)
     for kind in ("checkpoints", "revisions"):
         store.remove(kind)

@@ -71,7 +71,7 @@ def allow_cpu() -> type[Any]:
     import speculators.train.distributed as distributed
     from speculators.train.trainer import Trainer
 
-    torch.accelerator.synchronize = lambda *_, **__: None  # type: ignore[assignment]
+    torch.accelerator.synchronize = lambda *_, **__: None
     distributed._local_rank = torch.device("cpu")
     checkpointer.get_current_device = lambda: "cpu"
 

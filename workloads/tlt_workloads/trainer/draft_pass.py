@@ -55,7 +55,7 @@ class _Pieces:
 
     def apart(self, values: torch.Tensor) -> torch.Tensor:
         """[rows, heads, size] to [pieces, heads, longest, size]."""
-        return values[self.rows].unflatten(0, (self.count, self.longest)).transpose(1, 2)
+        return values[self.rows].reshape(self.count, self.longest, *values.shape[1:]).transpose(1, 2)
 
     def together(self, values: torch.Tensor) -> torch.Tensor:
         """[pieces, heads, longest, size] to [rows, heads, size]."""
@@ -100,7 +100,8 @@ class DraftPass:
         """Mean loss over the batch's trained positions, summed over draft steps."""
         positions = batch.loss_mask[0].nonzero().flatten()
         if not len(positions):
-            return 0.0 * sum(parameter.sum() for parameter in self._model.parameters() if parameter.requires_grad)
+            learning = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+            return 0.0 * torch.stack([parameter.sum() for parameter in learning]).sum()
         with torch.autocast("cpu", torch.bfloat16) if self._low else contextlib.nullcontext():
             states = self._states(batch, positions)
         weights = [self._step_decay**step / (len(positions) + 1e-5) for step in range(self._draft_length)]
@@ -162,9 +163,9 @@ class _Attention:
 
     def __call__(self, inputs: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         module, pieces = self._module, self._pieces
-        heads = (-1, module.head_dim)
         query, key, value = (
-            project(inputs).unflatten(-1, heads) for project in (module.q_proj, module.k_proj, module.v_proj)
+            project(inputs).reshape(len(inputs), -1, module.head_dim)
+            for project in (module.q_proj, module.k_proj, module.v_proj)
         )
         query, key = apply_rotary_pos_emb(
             query.transpose(0, 1)[None], key.transpose(0, 1)[None], *rotation
@@ -182,10 +183,10 @@ class _Attention:
         group = query.shape[1] // shared
         query = query.reshape(count, shared, group, longest, size) * self._module.scaling
         scores = query.flatten(2, 3) @ self._keys[0].transpose(-1, -2)  # [pieces, shared, group * longest, longest]
-        scores = scores.unflatten(2, (group, longest)).float() + self._mask
+        scores = scores.reshape(count, shared, group, longest, longest).float() + self._mask
         own = [(query.float() * key[:, :, None].float()).sum(-1, keepdim=True) for key in self._keys[1:]]
         shares = torch.softmax(torch.cat([scores, *own], dim=-1), dim=-1).to(query.dtype)
-        mixed = (shares[..., :longest].flatten(2, 3) @ self._values[0]).unflatten(2, (group, longest))
+        mixed = (shares[..., :longest].flatten(2, 3) @ self._values[0]).reshape(count, shared, group, longest, size)
         for step, value in enumerate(self._values[1:]):
             mixed = mixed + shares[..., longest + step : longest + step + 1] * value[:, :, None]
         return mixed.reshape(count, shared * group, longest, size)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bench.speculation import CAPTURE_BATCH
 from bench.trainer.data import HELD_OUT_TOKENS, Material, held_out_loss
 from bench.trainer.job import DRAFT_LENGTH
 from tlt_workloads.shards import CapturedSequence
@@ -19,7 +20,7 @@ from tlt_workloads.trainer.packing import PackedBatch, Piece, pack, usable_rows
 
 LEARNING_RATE = 3e-4
 WARM_STEPS = 2  # not timed: they pay for what is done once
-SAMPLES = 8  # answers of a padded batch
+SAMPLES = CAPTURE_BATCH  # answers of a padded batch: as many as were generated at once
 PIECE_ROWS = 128
 # What speculators' trainer does, so that only the speed differs.
 OPTIMISER = OptimiserSettings(learning_rate=LEARNING_RATE, warmup_steps=1, betas=(0.9, 0.999), weight_decay=0.01)

@@ -43,6 +43,7 @@ def answered(reference: Reference, prompt: list[int], layers: tuple[int, ...]) -
         prompt_length=len(prompt),
         policy_version=0,
         finished=True,
+        temperature=0.0,
     )
 
 

@@ -84,7 +84,12 @@ def export_drafter(
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    flag = {"method": "eagle3", "model": str(folder), "num_speculative_tokens": speculative_tokens}
+    flag = {
+        "method": "eagle3",
+        "model": str(folder),
+        "num_speculative_tokens": speculative_tokens,
+        "draft_sample_method": "probabilistic",  # that the evaluation speaks of; greedy answers are drafted greedily
+    }
     return Exported(folder, manifest, f"--speculative-config '{json.dumps(flag)}'")
 
 

@@ -50,7 +50,8 @@ def test_the_newest_is_exported_with_the_tensors_that_were_published(
     assert found.keys() == published.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in published.items())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
-    assert json.loads(exported.serve_flag.split("'")[1])["num_speculative_tokens"] == 4
+    flag = json.loads(exported.serve_flag.split("'")[1])
+    assert (flag["num_speculative_tokens"], flag["draft_sample_method"]) == (4, "probabilistic")
 
 
 def test_the_config_is_one_of_the_librarys_own(store: Store, target: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ cluster-test: venv images cluster ## on the real node, with real pods
 	@$(RUN) -m pytest tests/cluster
 
 test-chaos: venv images cluster ## faults of every kind on the real node, with what became of each; 20 minutes at most
-	@$(PYTHON) -m tests.run chaos; status=$$?; grep -A60 '^faults injected' build/test/chaos.log; exit $$status
+	@$(PYTHON) -m tests.run chaos; status=$$?; grep -E -A60 '^(faults injected|[0-9]+ workers killed)' build/test/chaos.log; exit $$status
 
 lock: ## refreshes uv.lock
 	@uv lock

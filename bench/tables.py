@@ -48,14 +48,16 @@ def write() -> None:
     PAGE.write_text(page())
 
 
-def publish(name: str, metrics: Metrics, *, dry: bool = False) -> None:
-    """Shows what `python -m bench.<name>` has measured, and unless `dry` keeps it and makes the page anew."""
+def publish(name: str, metrics: Metrics, *, dry: bool = False, file: str | None = None) -> None:
+    """Shows what `python -m bench.<name>` has measured, and unless `dry` keeps it (`file` is another name for that)
+    and makes the page anew.
+    """
     width = max(map(len, metrics))
     for metric, value in metrics.items():
         print(f"  {metric:<{width}} {'not measured' if value is None else rounded(value)}")
     if not dry:
         command = f"python -m bench.{name} {' '.join(sys.argv[1:])}".strip()
-        print(f"figures: {write_result(name, command=command, metrics=metrics)}")
+        print(f"figures: {write_result(file or name, command=command, metrics=metrics)}")
         write()
 
 

@@ -116,7 +116,8 @@ TWO_SOURCES = {"selector": {"matchLabels": {"app": "rollout"}}, "pool": POOL}
         ("spec.capture.promptRows", -1, "spec.capture.promptRows"),
         ("spec.capture.elementType", "Int4", "spec.capture.elementType"),
         ("spec.drafter.initialRevision", "http://host/x", "spec.drafter.initialRevision must be a file:///"),
-        ("spec.drafter.method", "Medusa", "spec.drafter.method"),
+        ("spec.drafter.method", "Medusa", "spec.drafter.method must be Eagle3"),
+        ("spec.drafter.method", "PEagle", "PEagle cannot be drafted with in varying lengths"),
         ("spec.speculation.mode", "Fast", "spec.speculation.mode"),
         ("spec.placement.strategy", "Anywhere", "spec.placement.strategy"),
         (

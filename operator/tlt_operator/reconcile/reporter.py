@@ -196,6 +196,7 @@ class Reporter:
         metrics = self._context.metrics
         grown = metrics.totals(job).grown
         metrics.training_tokens.labels(job=job).inc(grown(state.boot, "trained", state.trained_tokens))
+        metrics.skipped_shards.labels(job=job).inc(grown(state.boot, "skipped", state.skipped_shards))
         window = state.last_window
         if window is None or not grown(state.boot, "windows", state.windows):
             return

@@ -105,6 +105,12 @@ class Metrics:
         self.available_tokens = Gauge(
             "tlt_available_tokens", "Recorded tokens not yet trained on", ["job"], registry=own
         )
+        self.skipped_shards = Counter(
+            "tlt_skipped_shards",
+            "Recorded shards that a trainer left out: cut off, of another model, or gone when wanted",
+            ["job"],
+            registry=own,
+        )
         self.trainers = Gauge("tlt_trainers", "Trainer pods", ["job"], registry=own)
         self.failing_trainers = Gauge(
             "tlt_failing_trainers", "Devices whose trainer, or its last window, failed", ["job"], registry=own
@@ -143,7 +149,7 @@ class Metrics:
 
     def _begin(self, job: str) -> None:
         # A counter that appears with 1 has not grown in Prometheus's eyes, and its first event would never be seen.
-        for metric in (self.reclaim, self.rollbacks, self.drafts, self.accepted_tokens):
+        for metric in (self.reclaim, self.rollbacks, self.drafts, self.accepted_tokens, self.skipped_shards):
             metric.labels(job=job)
         for result in WindowResult:
             self.training_windows.labels(job=job, result=result.value)

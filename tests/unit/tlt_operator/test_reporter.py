@@ -124,6 +124,16 @@ def test_windows_are_counted_once_and_by_what_became_of_them() -> None:
     assert desk.value("tlt_detect_to_train_seconds_count") == 1
 
 
+def test_shards_that_a_trainer_left_out_are_counted() -> None:
+    desk = Desk()
+    desk.report(make_snapshot(busy("a")))
+    for skipped in (1, 1, 3):
+        trainer = make_trainer("a")
+        assert trainer.state is not None
+        desk.report(make_snapshot(busy("a"), replace(trainer, state=replace(trainer.state, skipped_shards=skipped))))
+    assert desk.value("tlt_skipped_shards_total") == 3
+
+
 def test_drafts_add_up_over_drafters() -> None:
     desk = Desk()
     for revision, drafts, accepted in ((None, 10, 5), ("r1", 4, 4), ("r1", 6, 8)):

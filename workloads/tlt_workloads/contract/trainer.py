@@ -68,3 +68,4 @@ class TrainerState:
     last_window: WindowReport | None
     candidates: tuple[RevisionManifest, ...]
     peak_memory: int
+    skipped_shards: int = 0  # different ones since the pod's boot: cut off, of another model, or gone when wanted

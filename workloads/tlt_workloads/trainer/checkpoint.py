@@ -36,6 +36,7 @@ class CheckpointWriter:
         self._writer = writer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
+        self._room: dict[str, torch.Tensor] = {}  # of the copy before; new memory would cost more than the copying
 
     @property
     def busy(self) -> bool:
@@ -49,8 +50,8 @@ class CheckpointWriter:
             OSError: the one before could not be written.
         """
         self.flush()
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        self._pending.append(self._thread.submit(self._write, progress, copies))
+        self._room = {name: self._copied(name, tensor.detach()) for name, tensor in tensors.items()}
+        self._pending.append(self._thread.submit(self._write, progress, self._room))
 
     def write_last(self, progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes tensors that nobody changes any more; waits for their way to the host only."""
@@ -72,6 +73,12 @@ class CheckpointWriter:
             self.flush()
         finally:
             self._thread.shutdown()
+
+    def _copied(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        room = self._room.get(name)
+        if room is None or (room.shape, room.dtype) != (tensor.shape, tensor.dtype):
+            room = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return room.copy_(tensor)
 
     def _write(self, progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> None:
         folder = checkpoint_folder(progress, self._writer)

@@ -58,14 +58,20 @@ class Feed:
         self._settings = settings
         self._progress = dict(progress)
         self._known: dict[tuple[str, int], RecordedSequence] = {}
+        self._pending: Counter[tuple[str, int]] = Counter()  # rows in batches whose gradient is not applied yet
         self._held_out: dict[tuple[str, int], RecordedSequence] = {}
         self._loaded: dict[str, list[CapturedSequence]] = {}
         self._refused: set[str] = set()
 
     @property
-    def skipped_shards(self) -> int:
-        """Shards that could not be read."""
-        return len(self._refused)
+    def skipped_shards(self) -> frozenset[str]:
+        """Paths of the shards that could not be read."""
+        return frozenset(self._refused)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the sequences that are in memory."""
+        return sum(_bytes(sequences) for sequences in self._loaded.values())
 
     def refresh(self) -> None:
         """Learns of new shards and forgets those that are gone or too old."""
@@ -84,7 +90,10 @@ class Feed:
             self._learn(recent[path])
 
     def next_batch(self, rows: int) -> TrainingBatch | None:
-        """The next batch of at most `rows` rows; None when all that fits the rule has been used up."""
+        """The next batch of at most `rows` rows; None when all that fits the rule has been used up.
+
+        Rows of batches that are not marked as trained yet count as used.
+        """
         pieces, used, versions, left = [], {}, [], rows
         for item in self._order():
             if left < self._settings.draft_length + 1:
@@ -98,6 +107,7 @@ class Feed:
             left -= len(piece[0])
         if not pieces:
             return None
+        self._pending.update(used)
         packed = pack(pieces, draft_length=self._settings.draft_length)
         return TrainingBatch(packed, used, (min(versions), max(versions)))
 
@@ -106,6 +116,7 @@ class Feed:
         for batch in batches:
             for key, rows in batch.used.items():
                 if key in self._known:
+                    self._pending[key] -= rows
                     item = self._known[key]
                     self._known[key] = replace(item, trained_rows=item.trained_rows + rows)
 
@@ -129,7 +140,7 @@ class Feed:
             if count >= tokens:
                 break
             if sequence := self._sequence(path, index):
-                chosen.append(sequence)
+                chosen.append(_alone(sequence))
                 count += item.rows
         return chosen
 
@@ -140,7 +151,7 @@ class Feed:
             if count >= tokens:
                 break
             if sequence := self._sequence(item.shard, item.index):
-                chosen.append(sequence)
+                chosen.append(_alone(sequence))
                 count += item.rows
         return chosen
 
@@ -154,7 +165,7 @@ class Feed:
 
     def _order(self) -> list[RecordedSequence]:
         return training_order(
-            self._known.values(),
+            (replace(item, trained_rows=item.trained_rows + self._pending[key]) for key, item in self._known.items()),
             max_policy_lag=self._settings.max_policy_lag,
             max_passes=self._settings.max_passes,
             piece_rows=self._settings.piece_rows,
@@ -212,7 +223,7 @@ class Feed:
         return self._loaded[path][index]
 
     def _make_room(self, wanted: int) -> None:
-        held = sum(_bytes(sequences) for sequences in self._loaded.values())
+        held = self.held_bytes
         while self._loaded and held + wanted > self._settings.memory_bytes:
             held -= _bytes(self._loaded.pop(next(iter(self._loaded))))
 
@@ -226,6 +237,12 @@ class Feed:
         for group in (self._known, self._held_out):
             for key in [key for key in group if key[0] == path]:
                 del group[key]
+                self._pending.pop(key, None)
+
+
+def _alone(sequence: CapturedSequence) -> CapturedSequence:
+    """A copy; a sequence as it is read keeps its whole shard in memory."""
+    return replace(sequence, token_ids=sequence.token_ids.clone(), hidden_states=sequence.hidden_states.clone())
 
 
 def _bytes(sequences: list[CapturedSequence]) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from speculators.models.eagle3 import Eagle3DraftModel
 
 from tlt_workloads.trainer.data import TrainingBatch
+from tlt_workloads.trainer.draft_pass import DraftPass
 from tlt_workloads.trainer.model import Objective, draft_loss, own_parameters, trainable_tensors
+from tlt_workloads.trainer.packing import PackedBatch
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _VOCABULARY = ("d2t", "t2d")
@@ -33,7 +36,20 @@ class Learner:
     Gradients of micro-steps add up, each weighted by the positions it trained, until a step's worth of them is there.
     """
 
-    def __init__(self, model: Eagle3DraftModel, *, objective: Objective, settings: OptimiserSettings) -> None:
+    def __init__(
+        self,
+        model: Eagle3DraftModel,
+        *,
+        objective: Objective,
+        settings: OptimiserSettings,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Args:
+        model: to train.
+        objective: what to minimise.
+        settings: of the optimiser.
+        check: called inside micro-steps beside the hooks of `on_every_operation`; raises to leave one.
+        """
         self.model = model
         self.objective = objective
         self.steps = 0
@@ -46,6 +62,17 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self._pass = (
+            DraftPass(
+                model,
+                draft_length=objective.draft_length,
+                loss=objective.loss,
+                step_decay=objective.step_decay,
+                check=check,
+            )
+            if model.device.type == "cpu"
+            else None
+        )
         self._batches: list[TrainingBatch] = []
         self._positions = 0
 
@@ -57,7 +84,7 @@ class Learner:
         """
         positions = batch.packed.trained_tokens
         try:
-            loss = draft_loss(self.model, batch.packed.to(self.model.device), self.objective)
+            loss = self._loss(batch.packed)
             (loss * positions).backward()  # type: ignore[no-untyped-call]
         except BaseException:
             self._drop_gradients()
@@ -71,8 +98,8 @@ class Learner:
         if self._positions < self._settings.step_tokens:
             return []
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        torch._foreach_div_(gradients, float(self._positions))
-        torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.gradient_norm)
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / self._positions
+        torch._foreach_mul_(gradients, min(1.0, self._settings.gradient_norm / (norm + 1e-6)) / self._positions)
         self.steps += 1
         for group in self._optimiser.param_groups:
             group["lr"] = self._settings.learning_rate * min(1.0, self.steps / self._settings.warmup_steps)
@@ -92,6 +119,11 @@ class Learner:
             f"model.{name}": getattr(self.model, name) for name in _VOCABULARY if name in self.model._buffers
         }
 
+    def optimiser_state(self) -> dict[str, Any]:
+        """The optimiser's state as torch writes it."""
+        state: dict[str, Any] = self._optimiser.state_dict()
+        return state
+
     def restore_moments(self, tensors: Mapping[str, torch.Tensor], *, steps: int) -> None:
         """Puts the optimiser where the checkpoint left it."""
         self.steps = steps
@@ -104,12 +136,20 @@ class Learner:
 
     def forget(self) -> None:
         """Lets go of all tensors; the learner is of no use afterwards."""
+        self._pass = None
         self._optimiser.state.clear()
         for parameter in self.model.parameters():
             parameter.grad = None
             parameter.data = torch.empty(0, dtype=parameter.dtype)
         for _, buffer in self.model.named_buffers():
             buffer.data = torch.empty(0, dtype=buffer.dtype)
+
+    def _loss(self, batch: PackedBatch) -> torch.Tensor:
+        if self._pass is not None:
+            return self._pass(batch)
+        device = self.model.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):  # as speculators' own trainer
+            return draft_loss(self.model, batch.to(device), self.objective)
 
     def _drop_gradients(self) -> None:
         self._optimiser.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tlt_workloads.trainer.session import Session
 from tlt_workloads.trainer.stopping import StepAbandonedError, StopFlag
-from tlt_workloads.trainer.window import WindowEnd, WorkerMessage, WorkerPublished, WorkerStepped
+from tlt_workloads.trainer.window import WindowEnd, WorkerMessage, WorkerPublished, WorkerSkipped, WorkerStepped
 
 
 def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessage], None]) -> WindowEnd:
@@ -16,6 +16,7 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
     Whatever was learnt since the last checkpoint is in the session, not yet in the store.
     """
     micro_steps, before, saved = 0, session.trained_tokens, time.monotonic()
+    told: frozenset[str] = frozenset()
     try:
         while not stop.is_set:
             if session.release_due:
@@ -25,6 +26,9 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
                 if manifest is not None:
                     report(WorkerPublished(manifest=manifest))
             batch = session.next_batch()
+            if session.skipped_shards != told:
+                told = session.skipped_shards
+                report(WorkerSkipped(shards=told))
             if batch is None:
                 return WindowEnd.DONE if micro_steps else WindowEnd.NO_DATA
             stop.listen()

@@ -64,7 +64,7 @@ def build_drafter(
         DrafterError: a tensor is missing or has another shape.
     """
     with torch.device("meta"):
-        model = Eagle3DraftModel(_speculators_config(config, draft_length=draft_length, device=device))
+        model = Eagle3DraftModel(speculators_config(config, draft_length=draft_length, device=device))
     # Rotary frequencies are a buffer that no file holds, so the one that was built without memory is built again.
     model.rotary_emb = type(model.rotary_emb)(model.rotary_emb.config).to(device)
     model.verifier_norm = torch.nn.Identity()
@@ -184,7 +184,10 @@ def _loss_implementation(device: torch.device) -> str:
     return "fused" if device.type == "cuda" else "eager"
 
 
-def _speculators_config(config: DrafterConfig, *, draft_length: int, device: torch.device) -> Eagle3SpeculatorConfig:
+def speculators_config(
+    config: DrafterConfig, *, draft_length: int, device: torch.device, verifier: str | None = None
+) -> Eagle3SpeculatorConfig:
+    """The drafter's shape as speculators writes it; `verifier` is the policy's name or folder, if anybody shall ask."""
     layer = LlamaConfig(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -212,6 +215,6 @@ def _speculators_config(config: DrafterConfig, *, draft_length: int, device: tor
             algorithm="eagle3",
             proposal_methods=[GreedyTokenProposalConfig(speculative_tokens=draft_length)],
             default_proposal_method="greedy",
-            verifier=VerifierConfig(name_or_path=None, architectures=[]),
+            verifier=VerifierConfig(name_or_path=verifier, architectures=[]),
         ),
     )

@@ -68,6 +68,7 @@ class Session:
             model,
             objective=Objective(draft_length=settings.config.draft_length),
             settings=OptimiserSettings(learning_rate=settings.config.learning_rate),
+            check=check,
         )
         self._learner.restore_moments(start.moments, steps=start.progress.steps)
         self._checkpoints = CheckpointWriter(store, writer=settings.holder.rpartition("/")[2][:8])
@@ -86,6 +87,11 @@ class Session:
     def trained_tokens(self) -> int:
         """Positions in the weights; those of a micro-step count with the optimiser step that applies its gradients."""
         return self._progress.trained_tokens
+
+    @property
+    def skipped_shards(self) -> frozenset[str]:
+        """Paths of the shards that could not be read."""
+        return self._feed.skipped_shards
 
     @property
     def release_due(self) -> bool:

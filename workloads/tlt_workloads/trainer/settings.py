@@ -23,6 +23,11 @@ from tlt_workloads.contract import (
 )
 
 METHODS = ("Eagle3",)
+_NOT_YET = {
+    "PEagle": "it guesses all tokens in one pass, and running servers vary how many they ask for",
+    "DFlash": "it reads other layers of the policy than are captured",
+    "Mtp": "it needs a policy that was built with prediction heads",
+}
 _ACCELERATOR = re.compile(r"^GPU_DEVICE_\d+$")
 _CORE = re.compile(r"^gpu-(\d+)$")
 
@@ -105,8 +110,9 @@ def _config(text: str) -> TrainerConfig:
     except (ValueError, ContractError) as error:
         raise SettingsError(f"{TRAINER_CONFIG_VARIABLE}: {error}") from error
     if config.method not in METHODS:
+        reason = f" ({_NOT_YET[config.method]})" if config.method in _NOT_YET else ""
         raise SettingsError(
-            f"spec.drafter.method: {config.method!r} cannot be trained; use one of {', '.join(METHODS)}"
+            f"spec.drafter.method: {config.method!r} cannot be trained{reason}; use one of {', '.join(METHODS)}"
         )
     return config
 

@@ -31,6 +31,7 @@ class TrainerFacts:
     last_window_started: float = 0.0  # monotonic
     candidates: tuple[RevisionManifest, ...] = ()
     peak_memory: int = 0
+    skipped_shards: int = 0
 
 
 class StatusBoard:
@@ -76,6 +77,7 @@ class StatusBoard:
             last_window=window,
             candidates=facts.candidates,
             peak_memory=facts.peak_memory,
+            skipped_shards=facts.skipped_shards,
         )
 
     async def wait_for_change(self, seq: int, *, timeout: float) -> None:  # noqa: ASYNC109 - a long poll ends without error

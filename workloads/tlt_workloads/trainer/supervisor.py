@@ -30,6 +30,7 @@ from tlt_workloads.trainer.window import (
     WorkerMessage,
     WorkerPublished,
     WorkerReady,
+    WorkerSkipped,
     WorkerStepped,
 )
 from tlt_workloads.trainer.workshop import Worker, Workshop
@@ -112,6 +113,7 @@ class Supervisor:
         self._lost_contact = False
         self._news = asyncio.Event()  # the lease, the contact or the wish to run has changed
         self._shutting_down = False
+        self._skipped: frozenset[str] = frozenset()  # shards that workers could not read
         self._ended: set[str] = set()  # leases that were given back but may still show in a late answer
         self._failures = 0
         self._refuse_until = 0.0
@@ -252,6 +254,9 @@ class Supervisor:
             record.take(message)
             if isinstance(message, WorkerStepped):
                 self._board.count(trained_tokens=before + message.tokens)
+            elif isinstance(message, WorkerSkipped):
+                self._skipped |= message.shards
+                self._board.update(skipped_shards=len(self._skipped))
             elif isinstance(message, WorkerPublished):
                 _log.info("published %s", message.manifest.revision)
                 self._board.update(candidates=(*self._board.facts.candidates, message.manifest))

@@ -31,6 +31,13 @@ class WorkerStepped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerSkipped:
+    """Shards that cannot be read are left out."""
+
+    shards: frozenset[str]  # their paths, all of the window so far
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorkerPublished:
     """A revision is in the store."""
 
@@ -60,4 +67,6 @@ class WorkerFailed:
     permanent: bool  # trying again with the same settings cannot help
 
 
-WorkerMessage = WorkerReady | WorkerStepped | WorkerPublished | WorkerReleased | WorkerEnded | WorkerFailed
+WorkerMessage = (
+    WorkerReady | WorkerStepped | WorkerSkipped | WorkerPublished | WorkerReleased | WorkerEnded | WorkerFailed
+)

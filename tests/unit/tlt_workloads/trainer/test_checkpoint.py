@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -100,6 +101,31 @@ def test_a_checkpoint_cut_off_anywhere_gives_way_to_the_one_before(store: Store,
         assert found is not None
         assert found[0].trained_tokens == 100
         assert latest_progress(store).trained_tokens == 100
+
+
+def test_a_checkpoint_of_one_node_is_whole_on_another(store: Store, tmp_path: Path) -> None:
+    """Another path, and tensors that no device is written into."""
+    written = write(store, 100)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "checkpoints", elsewhere / "node" / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints")
+    found = load_checkpoint(open_store(str(elsewhere / "node")))
+    assert found is not None
+    assert found[0].shards == written.shards
+    assert {tensor.device.type for tensor in found[1].values()} == {"cpu"}
+    files = (path for path in elsewhere.rglob("*") if path.is_file())
+    assert not any(str(tmp_path).encode() in path.read_bytes() for path in files)
+
+
+def test_what_a_killed_writer_has_left_is_neither_read_nor_kept_for_ever(store: Store) -> None:
+    write(store, 100)
+    store.write_atomic("checkpoints/00000000000150-dead/.state.safetensors.0123.partial", b"half of it")
+    store.write_atomic("checkpoints/00000000000150-dead/state.safetensors", b"whole, but nothing says so")
+    assert latest_progress(store).trained_tokens == 100
+    write(store, 200)
+    write(store, 300)
+    assert [progress.trained_tokens for _, progress in finished_checkpoints(store)] == [300, 200]
+    assert len(store.folders("checkpoints")) == 2
 
 
 def test_a_checkpoint_without_its_last_file_was_never_finished(store: Store) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.toy_language import ToyLanguage
+from tests.support.toy_language import LAYER_IDS, ToyLanguage
+from tlt_workloads.shards import ShardMetadata
 from tlt_workloads.store import Store, open_store
 from tlt_workloads.trainer.checkpoint import load_checkpoint
+from tlt_workloads.trainer.data import DataSettings, Feed
 from tlt_workloads.trainer.loop import train_window
 from tlt_workloads.trainer.progress import latest_progress
 from tlt_workloads.trainer.revisions import published_revisions
 from tlt_workloads.trainer.session import Session, open_session
 from tlt_workloads.trainer.settings import TrainerSettings
 from tlt_workloads.trainer.stopping import StopFlag
-from tlt_workloads.trainer.window import WindowEnd, WorkerMessage, WorkerStepped
+from tlt_workloads.trainer.window import WindowEnd, WorkerMessage, WorkerSkipped, WorkerStepped
 
 
 def session(settings: TrainerSettings, stop: StopFlag | None = None) -> Session:
@@ -123,6 +125,45 @@ def test_judging_begins_when_all_that_was_learnt_is_durable(
     assert kept == [(True, True)]
 
 
+def test_the_measured_size_of_a_micro_step_outlives_the_window(
+    settings: TrainerSettings, store: Store, language: ToyLanguage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the machine's mood in each window would decide which rows stand in a batch together."""
+    language.write_shards(store, count=40)
+    measured = replace(settings, publish_tokens=10**9, config=replace(settings.config, micro_batch_tokens=0))
+    train(measured, micro_steps=4)
+    size = latest_progress(store).micro_batch_tokens
+    assert size > 0
+    monkeypatch.setattr("tlt_workloads.trainer.session.MICRO_STEP_SECONDS", 1e-9)
+    train(measured, micro_steps=2)
+    assert latest_progress(store).micro_batch_tokens == size
+
+
+def test_memory_for_data_is_bounded_whatever_the_store_holds(store: Store, language: ToyLanguage) -> None:
+    """By what it may be, and one shard."""
+    language.write_shards(store, count=40)
+    shard = sum(
+        item.hidden_states.nbytes + item.token_ids.nbytes for item in (language.sequence(64), language.sequence(40))
+    )
+    feed = Feed(
+        store,
+        metadata=ShardMetadata(model="tiny", layer_ids=LAYER_IDS),
+        settings=DataSettings(max_policy_lag=4, draft_length=3, max_passes=2, memory_bytes=4 * shard),
+        progress={},
+    )
+    feed.refresh()
+    held = []
+    while (batch := feed.next_batch(256)) is not None:
+        feed.mark_trained([batch])
+        held.append(feed.held_bytes)
+    assert len(held) > 20
+    assert max(held) <= 4 * shard
+    kept = feed.held_out(tokens=400)
+    assert sum(item.hidden_states.untyped_storage().nbytes() for item in kept) == sum(
+        item.hidden_states.nbytes for item in kept
+    ), "a sequence keeps its shard in memory"
+
+
 def test_nothing_is_left_on_the_device_and_everything_gets_written(
     step_settings: TrainerSettings, store: Store, language: ToyLanguage
 ) -> None:
@@ -189,10 +230,16 @@ def test_broken_and_vanished_shards_are_left_out(
     store.write_atomic("hidden-states/pod-0/00000009-p1-t102.safetensors", b"half a shard")
     whole = store.read("hidden-states/pod-0/00000002-p1-t102.safetensors")
     store.write_atomic("hidden-states/pod-0/00000002-p1-t102.safetensors", whole[:-100])
-    window = session(step_settings)
+    # With room for one shard at a time, what has vanished is asked for again.
+    window, messages = session(replace(step_settings, data_memory_bytes=1)), list[WorkerMessage]()
     store.remove("hidden-states/pod-0/00000001-p1-t102.safetensors")
-    assert train_window(window, StopFlag(), lambda _message: None) is WindowEnd.DONE
+    assert train_window(window, StopFlag(), messages.append) is WindowEnd.DONE
     window.close()
+    told = [message.shards for message in messages if isinstance(message, WorkerSkipped)]
+    assert told[-1] == {
+        f"hidden-states/pod-0/{name}-p1-t102.safetensors" for name in ("00000001", "00000002", "00000009")
+    }
+    assert len(told) == len(set(told)), "told once, not at every step"
 
 
 def test_a_lost_checkpoint_falls_back_to_the_newest_revision(

@@ -36,6 +36,11 @@ def test_the_operators_variables_become_settings() -> None:
         ("TLT_TRAINER_CONFIG", "{", "TLT_TRAINER_CONFIG: "),
         ("TLT_TRAINER_CONFIG", "{}", "TLT_TRAINER_CONFIG: targetModel: required field is missing"),
         ("TLT_TRAINER_CONFIG", '{"targetModel": "m", "method": "Medusa"}', r"spec\.drafter\.method: 'Medusa'"),
+        (
+            "TLT_TRAINER_CONFIG",
+            '{"targetModel": "m", "method": "PEagle"}',
+            r"'PEagle' .* one pass.*; use one of Eagle3",
+        ),
         ("GPU_DEVICE_0", "nvidia0", "GPU_DEVICE_0: 'nvidia0' is not gpu-<number>"),
     ],
 )

@@ -40,6 +40,7 @@ from tlt_workloads.trainer.window import (
     WorkerFailed,
     WorkerMessage,
     WorkerReady,
+    WorkerSkipped,
     WorkerStepped,
 )
 from tlt_workloads.trainer.workshop import Worker, Workshop
@@ -308,6 +309,18 @@ async def test_a_missing_target_fails_the_pod_with_a_message_and_it_recovers_whe
         assert (await pod.window()).stop_reason.startswith("Error: spec.target.model")
         absent.symlink_to(settings.config.target_model)
         await eventually_async(lambda: pod.board.facts.phase is TrainerPhase.WAITING)
+
+
+@pytest.mark.usefixtures("recorded")
+async def test_shards_that_cannot_be_read_are_counted_once_whoever_met_them(settings: TrainerSettings) -> None:
+    async with trainer_pod(settings) as pod:
+        for window, broken in enumerate((["a"], ["a", "b"], []), start=1):
+            await pod.lend()
+            worker = await pod.worker()
+            worker.tell(WorkerSkipped(shards=frozenset(broken)))
+            worker.end(WorkerEnded(end=WindowEnd.DONE, peak_memory=1))
+            await pod.window(window)
+        assert pod.board.state().skipped_shards == 2
 
 
 @pytest.mark.usefixtures("recorded")

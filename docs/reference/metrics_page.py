@@ -63,7 +63,7 @@ END = """
 
 - **Trainer pods** serve no `/metrics`. They live for some windows only, and a scrape would miss most of what they do;
   the operator reads their state on an open request and counts it (`tlt_training_*`, `tlt_detect_to_train_seconds`,
-  `tlt_trainers`, `tlt_failing_trainers`).
+  `tlt_trainers`, `tlt_team_size`, `tlt_failing_trainers`).
 - **Energy by use** (`tlt_energy_joules_total`) is not measured. It needs the counter of each GPU that DCGM exports,
   `DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION`, split by the moments at which a lease begins and ends.
 """

@@ -298,18 +298,26 @@ class World:
 
     async def run_gateway(self, job: str = "demo") -> FakeGateway:
         """Plays the gateway pod that the Deployment controller has made."""
-
-        async def find() -> dict[str, Any] | None:
-            labels = f"{JOB_LABEL}={job},{COMPONENT_LABEL}=gateway"
-            return next(iter(await self.kube.list_all(POD, namespace=self.namespace, labels=labels)), None)
-
-        pod = await eventually_async(find, deadline=60, reason="the gateway's pod")
-        assert pod is not None
+        pod = await self._made_pod("gateway", job)
         server = FakeGateway(next_address(), token=await self.token(job))
         await server.start()
         self.gateways.append(server)
         await self.set_pod_running(pod["metadata"]["name"], server.address)
         return server
+
+    async def run_lighthouse(self, job: str = "demo", *, ready: bool = True) -> None:
+        """Says that the lighthouse's pod, which the Deployment controller has made, runs."""
+        pod = await self._made_pod("lighthouse", job)
+        await self.set_pod_running(pod["metadata"]["name"], next_address(), ready=ready)
+
+    async def _made_pod(self, component: str, job: str) -> dict[str, Any]:
+        async def find() -> dict[str, Any] | None:
+            labels = f"{JOB_LABEL}={job},{COMPONENT_LABEL}={component}"
+            return next(iter(await self.kube.list_all(POD, namespace=self.namespace, labels=labels)), None)
+
+        pod = await eventually_async(find, deadline=60, reason=f"the pod of the {component}")
+        assert pod is not None
+        return pod
 
     async def _play_kubelet(self) -> None:
         async for event in follow(self.kube, POD, self.namespace, labels=f"{COMPONENT_LABEL}=trainer"):

@@ -35,7 +35,7 @@ async def test_policies_come_go_and_are_put_right(world: World) -> None:
     world.context = replace(world.context, settings=asked)
     await world.start_operator()
     job = await world.apply_job(gateway={"enabled": True})
-    found = await until_policies(world, "demo-trainers", "demo-gateway")
+    found = await until_policies(world, "demo-trainers", "demo-gateway", "demo-lighthouse")
     trainers = found["demo-trainers"]
     assert [owner["uid"] for owner in trainers["metadata"]["ownerReferences"]] == [job["metadata"]["uid"]]
     assert trainers["spec"]["ingress"][0]["from"] == [OPERATOR]
@@ -48,6 +48,8 @@ async def test_policies_come_go_and_are_put_right(world: World) -> None:
 
     await eventually_async(is_put_right, deadline=60, reason="the policy as it was")
     await world.apply_job(gateway={"enabled": False})
+    await until_policies(world, "demo-trainers", "demo-lighthouse")
+    await world.apply_job(gateway={"enabled": False}, training={"maxTrainers": 1})
     await until_policies(world, "demo-trainers")
     await world.until_condition("RolloutReady", "False", "NoPodsMatch")
 

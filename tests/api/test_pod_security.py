@@ -24,6 +24,7 @@ from tlt_operator.clients.kube import POD, Kubernetes
 from tlt_operator.config import Settings
 from tlt_operator.errors import UnauthorizedError
 from tlt_operator.manifests.gateway import gateway_objects
+from tlt_operator.manifests.lighthouse import lighthouse_objects
 from tlt_operator.manifests.pool import pool_set
 from tlt_operator.manifests.trainer_pod import trainer_pod
 from tlt_operator.placement.strategy import Site
@@ -66,6 +67,12 @@ def gateway() -> dict[str, Any]:
     return found
 
 
+def lighthouse() -> dict[str, Any]:
+    deployment: dict[str, Any] = lighthouse_objects(make_job(), settings=SETTINGS)[-1]
+    found: dict[str, Any] = deployment["spec"]["template"]
+    return found
+
+
 def rollout() -> dict[str, Any]:
     job = make_job(rollout={"pool": POOL})
     assert job.spec.rollout.pool is not None
@@ -86,6 +93,7 @@ PODS = {
     "trainer": lambda: trainer(strategy=PlacementOptions().strategy.value),
     "trainer on visible devices": lambda: trainer(strategy=Placement.VISIBLE_DEVICES.value),
     "gateway": gateway,
+    "lighthouse": lighthouse,
     "rollout pod of a pool": rollout,
     "operator": operator,
 }

@@ -38,6 +38,7 @@ class Component(enum.StrEnum):
 
     TRAINER = "trainer"
     GATEWAY = "gateway"
+    LIGHTHOUSE = "lighthouse"
     ROLLOUT = "rollout"
 
 
@@ -193,6 +194,11 @@ class EventReason(enum.StrEnum):
 def gateway_name(job: str) -> str:
     """Deployment and Service of the gateway."""
     return f"{job}-gateway"
+
+
+def lighthouse_name(job: str) -> str:
+    """Deployment, Service and NetworkPolicy of the lighthouse."""
+    return f"{job}-lighthouse"
 
 
 def rollout_service_name(job: str) -> str:

@@ -1,4 +1,4 @@
-"""Who may speak with a job's trainers and gateway, and with whom these may speak.
+"""Who may speak with a job's trainers, lighthouse and gateway, and with whom these may speak.
 
 Rollout pods speak with a learner that we do not know, so no policy of ours selects them.  A kubelet's probes need no
 rule: the node that a pod runs on always reaches it
@@ -15,27 +15,53 @@ from tlt_operator.api.names import (
     JOB_LABEL,
     Component,
     gateway_policy_name,
+    lighthouse_name,
     trainer_policy_name,
 )
 from tlt_operator.config import Settings
 from tlt_operator.manifests.common import Manifest, metadata
+from tlt_operator.manifests.lighthouse import may_form_teams
 from tlt_operator.manifests.pool import pool_labels
-from tlt_workloads.contract import GATEWAY_PORT, TRAINER_PORT
+from tlt_workloads.contract import GATEWAY_PORT, LIGHTHOUSE_PORT, TEAM_PORT, TRAINER_PORT
 
 DNS: Manifest = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
 OBJECT_STORE_PORT = 443
 
 
 def trainer_policy(job: Job, *, settings: Settings) -> Manifest:
-    """Trainers are asked by the operator and ask their rollout pods, the resolver and the store; nothing else."""
+    """Trainers are asked by the operator and ask their rollout pods, the resolver and the store.
+
+    Where there can be two of them they also speak with each other, and with the lighthouse.
+    """
     operator = [dict(peer) for peer in settings.operator_peers.items]
+    trainers, lighthouse = _own_pods(job, Component.TRAINER), _own_pods(job, Component.LIGHTHOUSE)
+    team = may_form_teams(job)
     return _policy(
         job,
         trainer_policy_name(job.name),
         component=Component.TRAINER,
-        # A rule without peers would admit everybody; without a rule nobody gets in.
-        ingress=[_rule("from", operator, port=TRAINER_PORT)] if operator else [],
-        egress=[*_rollout_pods(job), DNS, *_store(job, settings=settings)],
+        ingress=[
+            # A rule without peers would admit everybody; without a rule nobody gets in.
+            *([_rule("from", operator, port=TRAINER_PORT)] if operator else []),
+            *([_rule("from", trainers, port=TEAM_PORT)] if team else []),
+        ],
+        egress=[
+            *_rollout_pods(job),
+            DNS,
+            *_store(job, settings=settings),
+            *([_rule("to", trainers, port=TEAM_PORT), _rule("to", lighthouse, port=LIGHTHOUSE_PORT)] if team else []),
+        ],
+    )
+
+
+def lighthouse_policy(job: Job) -> Manifest:
+    """The lighthouse is asked by the job's trainers and asks nobody."""
+    return _policy(
+        job,
+        lighthouse_name(job.name),
+        component=Component.LIGHTHOUSE,
+        ingress=[_rule("from", _own_pods(job, Component.TRAINER), port=LIGHTHOUSE_PORT)],
+        egress=[],
     )
 
 
@@ -65,6 +91,10 @@ def _policy(
             "egress": list(egress),
         },
     }
+
+
+def _own_pods(job: Job, component: Component) -> list[Manifest]:
+    return [{"podSelector": {"matchLabels": {JOB_LABEL: job.name, COMPONENT_LABEL: component.value}}}]
 
 
 def _rollout_pods(job: Job) -> list[Manifest]:

@@ -25,14 +25,18 @@ from tlt_operator.manifests.common import (
     store_volume,
     token_volume,
 )
+from tlt_operator.manifests.lighthouse import lighthouse_url, may_form_teams
 from tlt_operator.placement.choice import choose
 from tlt_operator.placement.strategy import Share, Site
 from tlt_workloads.contract import (
     HOLDER_VARIABLE,
     JOB_VARIABLE,
+    LIGHTHOUSE_URL_VARIABLE,
+    POD_ADDRESS_VARIABLE,
     POD_NAME_VARIABLE,
     ROLLOUT_URL_VARIABLE,
     STORE_URL_VARIABLE,
+    TEAM_PORT,
     TRAINER_CONFIG_VARIABLE,
     TRAINER_PORT,
     TrainerConfig,
@@ -104,7 +108,10 @@ def _pod_spec(job: Job, rollout: Pod, share: Share, *, settings: Settings) -> Ma
         "imagePullPolicy": template.image_pull_policy or settings.image_pull_policy,
         "command": ["python", "-m", "tlt_workloads.trainer"],
         "env": _environment(job, rollout, share, token_variable),
-        "ports": [{"name": "control", "containerPort": TRAINER_PORT}],
+        "ports": [
+            {"name": "control", "containerPort": TRAINER_PORT},
+            *([{"name": "team", "containerPort": TEAM_PORT}] if may_form_teams(job) else []),
+        ],
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": "control"}, "periodSeconds": 2, "timeoutSeconds": 5},
         "resources": _resources(job, share, settings=settings),
         "securityContext": dict(CONTAINER_SECURITY),
@@ -151,11 +158,22 @@ def _environment(job: Job, rollout: Pod, share: Share, token_variable: Manifest)
         {"name": STORE_URL_VARIABLE, "value": job.spec.store.url},
         {"name": TRAINER_CONFIG_VARIABLE, "value": config},
         token_variable,
+        *_team(job),
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - in the container; libraries cache below it
         *({"name": name, "value": value} for name, value in share.environment.items()),
     ]
     chosen = [dict(item) for item in job.spec.training.template.env]
     return [*chosen, *own]
+
+
+def _team(job: Job) -> list[Manifest]:
+    """By what a trainer finds others of its job, where there can be any."""
+    if not may_form_teams(job):
+        return []
+    return [
+        {"name": LIGHTHOUSE_URL_VARIABLE, "value": lighthouse_url(job)},
+        {"name": POD_ADDRESS_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
 
 
 def _host(rollout: Pod) -> str:

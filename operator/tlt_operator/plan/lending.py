@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tlt_operator.api.names import Reason
+from tlt_operator.api.names import Reason, lighthouse_name
 from tlt_operator.plan.actions import GrantLease
 from tlt_operator.plan.expectation import expect_rest
 from tlt_operator.plan.generation import Generation, in_scope
@@ -16,9 +16,6 @@ from tlt_operator.plan.triggers import Need
 from tlt_operator.plan.windows import WindowHistory
 from tlt_operator.plan.worker import WorkerState
 from tlt_workloads.contract import LeaseRequest, RevokeReason, TrainerPhase
-
-# Trainers of one job cannot join each other yet: two at once would each train a copy of the same drafter.
-LEASES_AT_ONCE = 1
 
 Refusal = tuple[Reason, str]
 
@@ -61,7 +58,8 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     """Never lends a pod that is not `IDLE`, that is held, or whose trainer is not warm."""
     held = held_pods(snapshot, known.workers, terms=known.terms)
     taken = {view.pod.uid for view in held}
-    allowed = min(snapshot.job.spec.training.max_trainers, LEASES_AT_ONCE)
+    # Trainers that cannot find each other would each train a copy of the same drafter.
+    allowed = snapshot.job.spec.training.max_trainers if snapshot.lighthouse_ready else 1
     warm = warm_trainers(snapshot)
     in_use: frozenset[str] | None = None  # looked up only when a pod is to be lent: most passes lend none
     fit: list[tuple[RolloutView, TrainerView]] = []
@@ -95,7 +93,12 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
     held += [view for view, _ in fit[:share]]
     wish = replace(wish, held=len(held), wanted=wish.wanted - share)
     if held:
-        message = f"The device of {', '.join(view.pod.name for view in held)} trains the drafter"
+        names = ", ".join(view.pod.name for view in held)
+        message = f"The device of {names} trains the drafter"
+        if len(held) > 1:
+            message = f"The devices of {names} train the drafter together"
+        if len(fit) > share and not snapshot.lighthouse_ready and snapshot.job.spec.training.max_trainers > 1:
+            message += _no_lighthouse(snapshot, fit[-1][0])
         return Lending(grants=grants, lent=len(held), reason=Reason.LEASE_HELD, message=message, wish=wish)
     if fit:
         refusals.insert(0, _budget_spent(fit[0][0], known.terms))
@@ -195,6 +198,13 @@ def _budget_spent(view: RolloutView, terms: LeaseTerms) -> Refusal:
     return Reason.BUDGET_SPENT, (
         f"{view.pod.name} could be lent, but the {terms.limit} leases that all jobs of this operator share "
         "(TLT_MAX_LEASES) are out, or go first to jobs that have harvested less of their idle time"
+    )
+
+
+def _no_lighthouse(snapshot: Snapshot, view: RolloutView) -> str:
+    return (
+        f"; that of {view.pod.name} waits for Deployment {lighthouse_name(snapshot.job.name)} to be ready, "
+        "by which trainers find each other"
     )
 
 

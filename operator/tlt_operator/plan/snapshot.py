@@ -108,6 +108,7 @@ class Snapshot:
     rollouts: tuple[RolloutView, ...] = ()
     trainers: tuple[TrainerView, ...] = ()
     gateway: GatewayView | None = None  # None: the job has none
+    lighthouse_ready: bool = False  # trainers can find each other
     pool: PoolView | None = None  # None: the job adopts its rollout pods
     revisions: tuple[Revision, ...] = ()
     site: Site = field(default_factory=Site)

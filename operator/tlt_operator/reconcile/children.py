@@ -1,17 +1,24 @@
-"""The job's objects: the token, the NetworkPolicies, the Services, the gateway, and what a pool needs."""
+"""The job's objects: token, NetworkPolicies, Services, gateway, lighthouse, and what a pool needs."""
 
 from __future__ import annotations
 
 import secrets
 
 from tlt_operator.api.job import Job
-from tlt_operator.api.names import gateway_name, gateway_policy_name, rollout_service_name, token_secret_name
+from tlt_operator.api.names import (
+    gateway_name,
+    gateway_policy_name,
+    lighthouse_name,
+    rollout_service_name,
+    token_secret_name,
+)
 from tlt_operator.api.token import Tokens, parse_tokens
 from tlt_operator.clients.kube import DEPLOYMENT, NETWORK_POLICY, SECRET, SERVICE, Kind, Kubernetes, Object, kind_of
 from tlt_operator.config import Settings
 from tlt_operator.errors import ConflictError, InvalidSettingsError, InvalidSpecError, RefusedError
 from tlt_operator.manifests.gateway import gateway_objects, rollout_service
-from tlt_operator.manifests.network_policy import gateway_policy, trainer_policy
+from tlt_operator.manifests.lighthouse import lighthouse_objects, may_form_teams
+from tlt_operator.manifests.network_policy import gateway_policy, lighthouse_policy, trainer_policy
 from tlt_operator.manifests.pool import disruption_budget
 from tlt_operator.manifests.token_secret import token_secret, with_tokens
 from tlt_operator.plan.rotation import RotationRule, next_tokens
@@ -73,6 +80,24 @@ async def ensure_gateway(kube: Kubernetes, job: Job, *, settings: Settings) -> d
     return {name: conflict for name, conflict in changed if conflict}
 
 
+async def ensure_lighthouse(kube: Kubernetes, job: Job, *, rollout_pods: int, settings: Settings) -> dict[str, str]:
+    """Applies the lighthouse where two trainers can run now, or takes it away; as `ensure_gateway`.
+
+    Args:
+        kube: the API server.
+        job: whose it is.
+        rollout_pods: that there are, each of which can have a trainer.
+        settings: of the operator.
+    """
+    image = job.spec.training.template.image or settings.workloads_image
+    if not may_form_teams(job) or job.spec.suspend or rollout_pods < 2 or not image:
+        await _remove(kube, DEPLOYMENT, job, lighthouse_name(job.name))
+        await _remove(kube, SERVICE, job, lighthouse_name(job.name))
+        return {}
+    changed = [await _apply(kube, job, body) for body in lighthouse_objects(job, settings=settings)]
+    return {name: conflict for name, conflict in changed if conflict}
+
+
 async def _apply(kube: Kubernetes, job: Job, body: Object) -> tuple[str, str]:
     """Applies one object: its name, and what stood in the way (empty when nothing did)."""
     _, conflict = await apply_own(kube, job, body)
@@ -114,7 +139,7 @@ async def ensure_pool(kube: Kubernetes, job: Job) -> dict[str, str]:
 
 
 async def ensure_network_policies(kube: Kubernetes, job: Job, *, settings: Settings) -> dict[str, str]:
-    """Applies the policies of the job's trainers and gateway where the settings ask for them; as `ensure_gateway`."""
+    """Applies the policies of trainers, lighthouse and gateway where the settings ask for them; as `ensure_gateway`."""
     if not settings.network_policies:
         return {}
     wanted = [trainer_policy(job, settings=settings)]
@@ -122,6 +147,10 @@ async def ensure_network_policies(kube: Kubernetes, job: Job, *, settings: Setti
         wanted.append(gateway_policy(job, settings=settings))
     else:
         await _remove(kube, NETWORK_POLICY, job, gateway_policy_name(job.name))
+    if may_form_teams(job):
+        wanted.append(lighthouse_policy(job))
+    else:
+        await _remove(kube, NETWORK_POLICY, job, lighthouse_name(job.name))
     changed = [await _apply(kube, job, body) for body in wanted]
     return {name: conflict for name, conflict in changed if conflict}
 

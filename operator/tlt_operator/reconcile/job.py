@@ -28,6 +28,7 @@ from tlt_operator.reconcile.answers import cancel
 from tlt_operator.reconcile.backoff import LONGEST_FINAL, Backoff
 from tlt_operator.reconcile.children import (
     ensure_gateway,
+    ensure_lighthouse,
     ensure_network_policies,
     ensure_pool,
     ensure_token,
@@ -72,6 +73,7 @@ class JobLoop:
         self._news_at = self._clock.steady()
         self._changed = asyncio.Event()
         self._child_failure: str | None = None
+        self._rollout_pods = 0
         self._token_known = False
         self._token_read_at = float("-inf")
         self._memory = Memory(ledger=ledger_of(status))
@@ -172,6 +174,7 @@ class JobLoop:
             child_failure=self._child_failure,
         )
         self._doubt_token(snapshot)
+        self._count_pods(len(snapshot.rollouts))
         decision = decide(snapshot, self._memory, terms=self._terms)
         self._context.wishes.publish(decision.lending.wish, now=started, wake=self.wake)
         self._memory = decision.memory
@@ -210,6 +213,12 @@ class JobLoop:
         if refused and self._clock.steady() - self._token_read_at > TOKEN_INTERVAL:
             self._token_read_at = self._clock.steady()
             self._changed.set()
+
+    def _count_pods(self, count: int) -> None:
+        """The lighthouse comes with the second rollout pod, and goes when there is one again."""
+        if (count > 1) != (self._rollout_pods > 1):
+            self._changed.set()
+        self._rollout_pods = count
 
     async def _perform(self, action: Action) -> None:
         await self._performer.perform(action)
@@ -257,6 +266,9 @@ class JobLoop:
                     changed = await ensure_pool(kube, self._job)
                     changed |= await ensure_network_policies(kube, self._job, settings=settings)
                     changed |= await ensure_gateway(kube, self._job, settings=settings)
+                    changed |= await ensure_lighthouse(
+                        kube, self._job, rollout_pods=self._rollout_pods, settings=settings
+                    )
                     for name, conflict in changed.items():
                         message = f"Set back what somebody else had changed in {name}: {conflict}"
                         self._recorder.warning(self._job, EventReason.FIELD_SET_BACK, message, subject=name)

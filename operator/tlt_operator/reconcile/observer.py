@@ -66,6 +66,7 @@ class _Pods:
     rollouts: tuple[Pod, ...] = ()
     trainers: tuple[Pod, ...] = ()
     gateways: tuple[Pod, ...] = ()
+    lighthouses: tuple[Pod, ...] = ()
     by_uid: Mapping[str, Pod] = field(default_factory=dict)  # of the rollout pods
 
 
@@ -197,6 +198,7 @@ class Observer:
                 for pod in pods.trainers
             ),
             gateway=self._gateway_view(pods.gateways, now) if job.spec.gateway.enabled else None,
+            lighthouse_ready=any(pod.ready and not pod.deleting for pod in pods.lighthouses),
             pool=self._pool.view(job, pods=len(views), memories=memories.pool) if self._pool is not None else None,
             revisions=self._revisions.all(),
             site=site,
@@ -244,6 +246,7 @@ class Observer:
             rollouts=_by_name(found),
             trainers=_by_name(by_component.get(Component.TRAINER.value, ())),
             gateways=_by_name(by_component.get(Component.GATEWAY.value, ())),
+            lighthouses=_by_name(by_component.get(Component.LIGHTHOUSE.value, ())),
             by_uid={pod.uid: pod for pod in found},
         )
         now = self._context.clock.steady()

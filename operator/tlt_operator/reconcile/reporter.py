@@ -141,7 +141,13 @@ class Reporter:
         trained = [(view, view.state) for view in snapshot.trainers if view.state is not None]
         for trainer, state in trained:
             self._show_training(job, trainer, state)
-        metrics.totals(job).keep({"ledger", *(state.boot for state in states), *(state.boot for _, state in trained)})
+        # What any trainer tells is how far the job's one drafter has come: together they have not done it twice.
+        progress = max((state.trained_tokens for _, state in trained), default=0)
+        metrics.training_tokens.labels(job=job).inc(metrics.totals(job).grown("training", "trained", progress))
+        metrics.team_size.labels(job=job).set(max((state.replicas for _, state in trained), default=0))
+        metrics.totals(job).keep(
+            {"ledger", "training", *(state.boot for state in states), *(state.boot for _, state in trained)}
+        )
         metrics.available_tokens.labels(job=job).set(decision.available_tokens)
         metrics.trainers.labels(job=job).set(len(snapshot.trainers))
         metrics.failing_trainers.labels(job=job).set(len(_failing(snapshot)))
@@ -195,7 +201,6 @@ class Reporter:
     def _show_training(self, job: str, trainer: TrainerView, state: TrainerState) -> None:
         metrics = self._context.metrics
         grown = metrics.totals(job).grown
-        metrics.training_tokens.labels(job=job).inc(grown(state.boot, "trained", state.trained_tokens))
         metrics.skipped_shards.labels(job=job).inc(grown(state.boot, "skipped", state.skipped_shards))
         window = state.last_window
         if window is None or not grown(state.boot, "windows", state.windows):

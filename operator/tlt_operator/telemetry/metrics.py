@@ -94,6 +94,9 @@ class Metrics:
             registry=own,
         )
         self.training_tokens = Counter("tlt_training_tokens", "Tokens trained on", ["job"], registry=own)
+        self.team_size = Gauge(
+            "tlt_team_size", "Trainers that train together as one; 0 while none trains", ["job"], registry=own
+        )
         self.training_windows = Counter(
             "tlt_training_windows", "Idle windows by what the trainer made of them", ["job", "result"], registry=own
         )

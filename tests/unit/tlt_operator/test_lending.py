@@ -229,12 +229,23 @@ def test_windows_are_compared_with_those_of_the_same_phase() -> None:
     assert decide(snapshot, history=short_tails).grants
 
 
-def test_one_lease_at_a_time_and_the_longest_idle_first() -> None:
+def test_without_a_lighthouse_one_lease_at_a_time_and_the_longest_idle_first() -> None:
     snapshot = make_snapshot(busy("a"), idle("b"), idle("c", idle_for=9.0), make_trainer("b"), make_trainer("c"))
     (grant,) = grants(decide(snapshot))
     assert grant.rollout_uid == "c-uid"
     held = make_snapshot(busy("a"), idle("b"), lent("c"), make_trainer("b"), make_trainer("c"))
     assert grants(decide(held)) == ()
+    assert "demo-lighthouse" in decide(held).message
+    alone = make_job(training={"maxTrainers": 1, "trigger": {"minNewTokens": 100}})
+    assert "lighthouse" not in decide(dataclasses.replace(held, job=alone)).message
+
+
+def test_trainers_that_find_each_other_get_as_many_devices_as_they_may_be() -> None:
+    views = [busy("a"), *(idle(name) for name in "bcd"), *(make_trainer(name) for name in "bcd")]
+    together = make_snapshot(*views, lighthouse_ready=True)
+    assert len(grants(decide(together))) == 3
+    two = make_job(training={"maxTrainers": 2, "trigger": {"minNewTokens": 100}})
+    assert len(grants(decide(dataclasses.replace(together, job=two)))) == 2
 
 
 @pytest.mark.parametrize(

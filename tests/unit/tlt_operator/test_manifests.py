@@ -14,6 +14,7 @@ from tlt_operator.api.pod import DeviceClaim
 from tlt_operator.api.token import Tokens
 from tlt_operator.config import Settings
 from tlt_operator.manifests.gateway import gateway_objects, gateway_url
+from tlt_operator.manifests.lighthouse import lighthouse_objects, lighthouse_url, may_form_teams
 from tlt_operator.manifests.revision import drafter_revision
 from tlt_operator.manifests.token_secret import token_secret
 from tlt_operator.manifests.trainer_pod import trainer_pod
@@ -188,7 +189,8 @@ def resolved(manifest: dict[str, Any]) -> dict[str, str]:
     for item in manifest["spec"]["containers"][0]["env"]:
         value = item.get("value")
         if value is None:
-            value = {"metadata.name": "trainer-1", "metadata.uid": "uid-1"}[item["valueFrom"]["fieldRef"]["fieldPath"]]
+            fields = {"metadata.name": "trainer-1", "metadata.uid": "uid-1", "status.podIP": "10.0.0.9"}
+            value = fields[item["valueFrom"]["fieldRef"]["fieldPath"]]
         for name, known in found.items():
             value = value.replace(f"$({name})", known)
         found[item["name"]] = value
@@ -200,6 +202,32 @@ def test_trainer_understands_its_environment() -> None:
     assert settings.holder == "trainer-1/uid-1"
     assert settings.rollout_url == "http://10.0.0.1:8000"
     assert settings.config.target_model == "/models/policy"
+
+
+def test_trainers_are_told_of_the_lighthouse_where_there_can_be_two() -> None:
+    settings = settings_from_environment(resolved(trainer()))
+    assert settings.lighthouse_url == lighthouse_url(make_job()) == "http://demo-lighthouse.default.svc:8003"
+    assert settings.address == "10.0.0.9"
+    alone = settings_from_environment(resolved(trainer(make_job(training={"maxTrainers": 1}))))
+    assert alone.lighthouse_url is None
+
+
+def test_a_lighthouse_can_do_nothing_but_answer() -> None:
+    service, deployment = lighthouse_objects(make_job(), settings=SETTINGS)
+    template = deployment["spec"]["template"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    assert "app" not in template["metadata"]["labels"]
+    assert template["spec"]["automountServiceAccountToken"] is False
+    assert "volumes" not in template["spec"], "it holds no token"
+    (container,) = template["spec"]["containers"]
+    assert "env" not in container
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert service["spec"]["ports"][0]["port"] == container["ports"][0]["containerPort"] == 8003
+
+
+@pytest.mark.parametrize(("options", "possible"), [({}, True), ({"maxTrainers": 1}, False), ({"maxTrainers": 2}, True)])
+def test_a_job_of_one_trainer_needs_no_lighthouse(options: dict[str, int], possible: bool) -> None:
+    assert may_form_teams(make_job(training=options)) is possible
 
 
 def test_gateway_understands_its_environment() -> None:

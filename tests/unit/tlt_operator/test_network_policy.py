@@ -12,7 +12,8 @@ from tlt_operator.api.job import Job, Requirement, Selector
 from tlt_operator.config import Peers, Settings
 from tlt_operator.errors import InvalidSettingsError
 from tlt_operator.manifests.gateway import gateway_objects
-from tlt_operator.manifests.network_policy import gateway_policy, trainer_policy
+from tlt_operator.manifests.lighthouse import lighthouse_objects
+from tlt_operator.manifests.network_policy import gateway_policy, lighthouse_policy, trainer_policy
 from tlt_operator.manifests.trainer_pod import trainer_pod
 from tlt_operator.placement.strategy import Site
 
@@ -36,18 +37,29 @@ def test_each_policy_selects_its_pods_and_is_deleted_with_the_job() -> None:
     job = make_job()
     trainer = trainer_pod(job, make_pod("rollout-0"), settings=SETTINGS, site=Site())
     deployment = gateway_objects(job, settings=SETTINGS)[-1]
-    pods = {"trainer": trainer["metadata"]["labels"], "gateway": deployment["spec"]["template"]["metadata"]["labels"]}
-    policies = {"trainer": trainer_policy, "gateway": gateway_policy}
-    for part, build in policies.items():
-        body = build(job, settings=SETTINGS)
+    lighthouse = lighthouse_objects(job, settings=SETTINGS)[-1]
+    pods = {
+        "trainer": trainer["metadata"]["labels"],
+        "gateway": deployment["spec"]["template"]["metadata"]["labels"],
+        "lighthouse": lighthouse["spec"]["template"]["metadata"]["labels"],
+    }
+    policies = {
+        "trainer": trainer_policy(job, settings=SETTINGS),
+        "gateway": gateway_policy(job, settings=SETTINGS),
+        "lighthouse": lighthouse_policy(job),
+    }
+    for part, body in policies.items():
         assert body["metadata"]["ownerReferences"][0]["uid"] == job.uid
         assert body["spec"]["policyTypes"] == ["Ingress", "Egress"]
         wanted = body["spec"]["podSelector"]["matchLabels"].items()
         assert [name for name, labels in pods.items() if wanted <= labels.items()] == [part]
 
 
+ALONE = {"maxTrainers": 1}
+
+
 def test_a_trainer_on_a_volume_reaches_its_rollout_pods_and_the_resolver_only() -> None:
-    job = make_job()
+    job = make_job(training=ALONE)
     spec = trainer_policy(job, settings=SETTINGS)["spec"]
     (rule,) = spec["ingress"]
     assert (rule["from"], ports(rule)) == ([OPERATOR], [8001])
@@ -59,7 +71,7 @@ def test_a_trainer_on_a_volume_reaches_its_rollout_pods_and_the_resolver_only() 
 
 
 def test_an_object_store_is_reached_where_it_is_said_to_be() -> None:
-    job = on_object_store(make_job())
+    job = on_object_store(make_job(training=ALONE))
     assert trainer_policy(job, settings=SETTINGS)["spec"]["egress"][2:] == [
         {"ports": [{"protocol": "TCP", "port": 443}]}
     ]
@@ -68,7 +80,19 @@ def test_an_object_store_is_reached_where_it_is_said_to_be() -> None:
 
 
 def test_an_operator_that_does_not_know_where_it_is_lets_nobody_in_rather_than_everybody() -> None:
-    assert trainer_policy(make_job(), settings=Settings(network_policies=True))["spec"]["ingress"] == []
+    assert trainer_policy(make_job(training=ALONE), settings=Settings(network_policies=True))["spec"]["ingress"] == []
+
+
+def test_trainers_speak_with_each_other_and_the_lighthouse_and_it_with_nobody_else() -> None:
+    job = make_job()
+    trainers = {"podSelector": {"matchLabels": {"tlt.dev/job": "demo", "tlt.dev/component": "trainer"}}}
+    lighthouse = {"podSelector": {"matchLabels": {"tlt.dev/job": "demo", "tlt.dev/component": "lighthouse"}}}
+    spec = trainer_policy(job, settings=SETTINGS)["spec"]
+    assert (spec["ingress"][1]["from"], ports(spec["ingress"][1])) == ([trainers], [8002])
+    assert [(rule["to"], ports(rule)) for rule in spec["egress"][-2:]] == [([trainers], [8002]), ([lighthouse], [8003])]
+    asked = lighthouse_policy(job)["spec"]
+    assert [(rule["from"], ports(rule)) for rule in asked["ingress"]] == [([trainers], [8003])]
+    assert asked["egress"] == []
 
 
 def test_a_gateway_is_asked_by_its_namespace_operator_and_prometheus() -> None:

@@ -40,6 +40,9 @@ from tlt_workloads.contract.names import HOLDER_VARIABLE as HOLDER_VARIABLE
 from tlt_workloads.contract.names import JOB_PATTERN as JOB_PATTERN
 from tlt_workloads.contract.names import JOB_VARIABLE as JOB_VARIABLE
 from tlt_workloads.contract.names import LEASE_ROUTE as LEASE_ROUTE
+from tlt_workloads.contract.names import LIGHTHOUSE_PORT as LIGHTHOUSE_PORT
+from tlt_workloads.contract.names import LIGHTHOUSE_URL_VARIABLE as LIGHTHOUSE_URL_VARIABLE
+from tlt_workloads.contract.names import POD_ADDRESS_VARIABLE as POD_ADDRESS_VARIABLE
 from tlt_workloads.contract.names import POD_NAME_VARIABLE as POD_NAME_VARIABLE
 from tlt_workloads.contract.names import POLICY_FOLDER as POLICY_FOLDER
 from tlt_workloads.contract.names import REVISION_FOLDER as REVISION_FOLDER
@@ -52,6 +55,10 @@ from tlt_workloads.contract.names import SHA256_PATTERN as SHA256_PATTERN
 from tlt_workloads.contract.names import SPECULATION_ROUTE as SPECULATION_ROUTE
 from tlt_workloads.contract.names import STATE_ROUTE as STATE_ROUTE
 from tlt_workloads.contract.names import STORE_URL_VARIABLE as STORE_URL_VARIABLE
+from tlt_workloads.contract.names import TEAM_KNOCK_ROUTE as TEAM_KNOCK_ROUTE
+from tlt_workloads.contract.names import TEAM_LINE_ROUTE as TEAM_LINE_ROUTE
+from tlt_workloads.contract.names import TEAM_PORT as TEAM_PORT
+from tlt_workloads.contract.names import TEAM_STATE_ROUTE as TEAM_STATE_ROUTE
 from tlt_workloads.contract.names import TOKEN_FILE_DEFAULT as TOKEN_FILE_DEFAULT
 from tlt_workloads.contract.names import TOKEN_FILE_VARIABLE as TOKEN_FILE_VARIABLE
 from tlt_workloads.contract.names import TOKEN_KEY as TOKEN_KEY

@@ -9,10 +9,15 @@ DRAFTER_ROUTE = f"{API_PREFIX}/drafter"  # rollout pod: POST DrafterLoad -> Draf
 SPECULATION_ROUTE = f"{API_PREFIX}/speculation"  # rollout pod: POST SpeculationSettings, GET -> SpeculationReport
 CONFIG_ROUTE = f"{API_PREFIX}/config"  # rollout pod: POST RolloutConfig, idempotent
 TRAINER_ROUTE = f"{API_PREFIX}/trainer"  # trainer pod: GET -> TrainerState, long poll
+TEAM_KNOCK_ROUTE = f"{API_PREFIX}/team/knock"  # between trainers of a job; see trainer/team/desk.py
+TEAM_STATE_ROUTE = f"{API_PREFIX}/team/state"
+TEAM_LINE_ROUTE = f"{API_PREFIX}/team/line"
 GATEWAY_ROUTE = f"{API_PREFIX}/gateway"  # gateway: GET -> GatewayState, long poll
 
 ROLLOUT_PORT = 8000
 TRAINER_PORT = 8001
+TEAM_PORT = 8002  # of a trainer pod, for the other trainers of its job
+LIGHTHOUSE_PORT = 8003
 GATEWAY_PORT = 8000
 
 # Keys of the job's Secret, and so names of files where it is mounted; `tlt_workloads.tokens` says what each is for.
@@ -26,6 +31,8 @@ JOB_VARIABLE = "TLT_JOB"  # "<namespace>/<name>"
 POD_NAME_VARIABLE = "TLT_POD_NAME"
 ROLLOUT_URL_VARIABLE = "TLT_ROLLOUT_URL"
 HOLDER_VARIABLE = "TLT_HOLDER"
+LIGHTHOUSE_URL_VARIABLE = "TLT_LIGHTHOUSE_URL"  # set where a job can have two trainers
+POD_ADDRESS_VARIABLE = "TLT_POD_ADDRESS"
 TRAINER_CONFIG_VARIABLE = "TLT_TRAINER_CONFIG"  # JSON of TrainerConfig
 GATEWAY_BACKEND_VARIABLE = "TLT_GATEWAY_BACKEND"  # host:port whose DNS name resolves to all rollout pods
 GATEWAY_CONCURRENCY_VARIABLE = "TLT_GATEWAY_CONCURRENCY"  # requests in flight per pod, 0 = no limit

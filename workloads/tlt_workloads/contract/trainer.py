@@ -69,3 +69,4 @@ class TrainerState:
     candidates: tuple[RevisionManifest, ...]
     peak_memory: int
     skipped_shards: int = 0  # different ones since the pod's boot: cut off, of another model, or gone when wanted
+    replicas: int = 0  # that train together as one, this one included; 0 while it does not train

@@ -22,6 +22,7 @@ from tlt_workloads.trainer.progress import (
     TrainingProgress,
     checkpoint_folder,
     finished_checkpoints,
+    latest_progress,
 )
 
 KEPT = 2
@@ -83,9 +84,15 @@ class CheckpointWriter:
     def _write(self, progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> None:
         folder = checkpoint_folder(progress, self._writer)
         data = save(dict(tensors))
-        self._store.write_atomic(f"{folder}/{TENSORS_FILE}", data)
         whole = replace(progress, tensors_size=len(data))
-        self._store.write_atomic(f"{folder}/{PROGRESS_FILE}", whole.to_json())
+        try:
+            self._store.write_atomic(f"{folder}/{TENSORS_FILE}", data)
+            self._store.write_atomic(f"{folder}/{PROGRESS_FILE}", whole.to_json())
+        except FileNotFoundError:
+            if latest_progress(self._store).trained_tokens <= progress.trained_tokens:
+                raise
+            _log.warning("checkpoint %s: another trainer is further, and has tidied it away", folder)
+            return
         self._tidy_up()
 
     def _tidy_up(self) -> None:

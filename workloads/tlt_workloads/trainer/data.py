@@ -22,6 +22,7 @@ from tlt_workloads.store import Store
 from tlt_workloads.trainer.buffer import RecordedSequence, is_held_out, is_recent, training_order
 from tlt_workloads.trainer.packing import PackedBatch, Piece, pack, usable_rows
 from tlt_workloads.trainer.progress import ShardProgress
+from tlt_workloads.trainer.team.split import Share, sequence_key
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +63,9 @@ class Feed:
         self._held_out: dict[tuple[str, int], RecordedSequence] = {}
         self._loaded: dict[str, list[CapturedSequence]] = {}
         self._refused: set[str] = set()
+        self._keys: dict[int, tuple[str, int]] = {}  # of what is known and trained on
+        self._elsewhere: Counter[int] = Counter()  # rows that others trained of what is not known here yet
+        self.share = Share()  # what is this replica's to train on
 
     @property
     def skipped_shards(self) -> frozenset[str]:
@@ -120,6 +124,24 @@ class Feed:
                     item = self._known[key]
                     self._known[key] = replace(item, trained_rows=item.trained_rows + rows)
 
+    def mark_elsewhere(self, used: Iterable[tuple[int, int]]) -> None:
+        """Counts rows, by sequence key, that other replicas have trained."""
+        for key, rows in used:
+            name = self._keys.get(key)
+            if name is None:
+                self._elsewhere[key] += rows
+            else:
+                item = self._known[name]
+                self._known[name] = replace(item, trained_rows=item.trained_rows + rows)
+
+    def adopt(self, progress: Mapping[str, ShardProgress]) -> None:
+        """Takes another replica's word for what has been made of every shard."""
+        self._progress, self._elsewhere = dict(progress), Counter()
+        self._pending.clear()  # of gradients for weights that are gone
+        for (path, index), item in self._known.items():
+            done = progress[path].trained_rows.get(index, 0) if path in progress else 0
+            self._known[path, index] = replace(item, trained_rows=done)
+
     def progress(self) -> dict[str, ShardProgress]:
         """What has been made of each shard, for the checkpoint."""
         trained: dict[str, dict[int, RecordedSequence]] = {path: {} for path, _ in [*self._known, *self._held_out]}
@@ -165,7 +187,12 @@ class Feed:
 
     def _order(self) -> list[RecordedSequence]:
         return training_order(
-            (replace(item, trained_rows=item.trained_rows + self._pending[key]) for key, item in self._known.items()),
+            (
+                replace(item, trained_rows=item.trained_rows + self._pending[name])
+                for key, name in self._keys.items()
+                if self.share.owns(key)
+                for item in [self._known[name]]
+            ),
             max_policy_lag=self._settings.max_policy_lag,
             max_passes=self._settings.max_passes,
             piece_rows=self._settings.piece_rows,
@@ -204,9 +231,13 @@ class Feed:
                 rows=rows,
                 trained_rows=done.trained_rows.get(index, 0) if done else 0,
             )
-            if rows:
-                group = self._held_out if is_held_out(entry.number, index) else self._known
-                group[entry.path, index] = recorded
+            if rows and is_held_out(entry.number, index):
+                self._held_out[entry.path, index] = recorded
+            elif rows:
+                key = sequence_key(entry.path, index)
+                self._keys[key] = entry.path, index
+                more = self._elsewhere.pop(key, 0)
+                self._known[entry.path, index] = replace(recorded, trained_rows=recorded.trained_rows + more)
 
     def _sequence(self, path: str, index: int) -> CapturedSequence | None:
         if path not in self._loaded:
@@ -238,6 +269,7 @@ class Feed:
             for key in [key for key in group if key[0] == path]:
                 del group[key]
                 self._pending.pop(key, None)
+                self._keys.pop(sequence_key(*key), None)
 
 
 def _alone(sequence: CapturedSequence) -> CapturedSequence:

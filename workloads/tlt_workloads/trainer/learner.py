@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from tlt_workloads.trainer.packing import PackedBatch
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _VOCABULARY = ("d2t", "t2d")
+
+# Makes gradients that are sums over our own positions into sums over everybody's, and tells how many these are.
+Gather = Callable[[Sequence[torch.nn.Parameter], Sequence[TrainingBatch]], int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +96,18 @@ class Learner:
         self._positions += positions
         return float(loss.detach())
 
-    def step_if_due(self) -> list[TrainingBatch]:
-        """Applies the gradients when enough positions are in them; returns the batches that now count as trained."""
+    def step_if_due(self, gather: Gather | None = None) -> list[TrainingBatch]:
+        """Applies the gradients when enough positions are in them; returns the batches that now count as trained.
+
+        Args:
+            gather: brings other replicas' gradients into ours; what it raises leaves everything as it was.
+        """
         if self._positions < self._settings.step_tokens:
             return []
+        positions = self._positions if gather is None else gather([*self._parameters.values()], self._batches)
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / self._positions
-        torch._foreach_mul_(gradients, min(1.0, self._settings.gradient_norm / (norm + 1e-6)) / self._positions)
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / positions
+        torch._foreach_mul_(gradients, min(1.0, self._settings.gradient_norm / (norm + 1e-6)) / positions)
         self.steps += 1
         for group in self._optimiser.param_groups:
             group["lr"] = self._settings.learning_rate * min(1.0, self.steps / self._settings.warmup_steps)

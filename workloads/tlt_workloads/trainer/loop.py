@@ -1,4 +1,4 @@
-"""The window loop: maybe publish, next batch, step, maybe checkpoint, maybe stop."""
+"""The window loop: maybe join others, maybe publish, next batch, step, maybe checkpoint, maybe stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tlt_workloads.trainer.session import Session
 from tlt_workloads.trainer.stopping import StepAbandonedError, StopFlag
+from tlt_workloads.trainer.team.trainee import TeamLostError
 from tlt_workloads.trainer.window import WindowEnd, WorkerMessage, WorkerPublished, WorkerSkipped, WorkerStepped
 
 
@@ -19,6 +20,7 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
     told: frozenset[str] = frozenset()
     try:
         while not stop.is_set:
+            session.meet_others()
             if session.release_due:
                 session.keep(stop.abandon_step)
                 with stop.nothing_to_lose():
@@ -34,10 +36,16 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
             stop.listen()
             loss = session.train(batch)
             micro_steps += 1
-            report(WorkerStepped(steps=micro_steps, tokens=session.trained_tokens - before, loss=loss))
+            report(
+                WorkerStepped(
+                    steps=micro_steps, tokens=session.trained_tokens - before, loss=loss, replicas=session.replicas
+                )
+            )
             if time.monotonic() - saved >= session.checkpoint_interval:
                 session.checkpoint()
                 saved = time.monotonic()
     except StepAbandonedError:
         pass
+    except TeamLostError:
+        return WindowEnd.TEAM_LOST
     return WindowEnd.STOPPED

@@ -26,8 +26,19 @@ from tlt_workloads.trainer.model import (
 from tlt_workloads.trainer.progress import TrainingProgress, latest_progress
 from tlt_workloads.trainer.release import attempted, judge, release, release_due
 from tlt_workloads.trainer.settings import TrainerSettings
-from tlt_workloads.trainer.start import Start, find_start, parent_tensors, shape_of_drafter, solve_start
+from tlt_workloads.trainer.start import (
+    Start,
+    find_start,
+    parent_tensors,
+    shape_of_drafter,
+    solve_start,
+    start_from,
+)
 from tlt_workloads.trainer.target import find_target
+from tlt_workloads.trainer.team.accounts import after_step, contribution_of
+from tlt_workloads.trainer.team.exchange import Sum
+from tlt_workloads.trainer.team.team import Team
+from tlt_workloads.trainer.team.trainee import StateReplacedError
 
 REFRESH_INTERVAL = 2.0  # s between looks for new shards
 MICRO_STEP_SECONDS = 0.2
@@ -50,6 +61,7 @@ class Session:
         feed: Feed,
         device: torch.device,
         check: Callable[[], None],
+        team: Team | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -58,19 +70,13 @@ class Session:
         self._feed = feed
         self._device = device
         self._frozen = frozen
+        self._check = check
+        self._team = team
         self._progress = replace(start.progress, windows=start.progress.windows + 1)
         self._saved_at = (0, 0) if start.is_new else _landmarks(start.progress)
         self._refreshed = time.monotonic()
         self._is_released = False
-        model = self._build(start.tensors)
-        on_every_operation(model, check)
-        self._learner = Learner(
-            model,
-            objective=Objective(draft_length=settings.config.draft_length),
-            settings=OptimiserSettings(learning_rate=settings.config.learning_rate),
-            check=check,
-        )
-        self._learner.restore_moments(start.moments, steps=start.progress.steps)
+        self._learner = self._learner_from(start)
         self._checkpoints = CheckpointWriter(store, writer=settings.holder.rpartition("/")[2][:8])
 
     @property
@@ -80,7 +86,7 @@ class Session:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the store holds all that was learnt."""
+        """Whether the store holds all that was learnt, or will by another replica."""
         return _landmarks(self._progress) == self._saved_at and not self._checkpoints.busy
 
     @property
@@ -94,9 +100,25 @@ class Session:
         return self._feed.skipped_shards
 
     @property
+    def replicas(self) -> int:
+        """How many train together now."""
+        return 1 if self._team is None else self._team.share.size
+
+    @property
     def release_due(self) -> bool:
         """Whether it is time to try for a revision."""
-        return release_due(self._progress, publish_tokens=self._settings.publish_tokens)
+        return self._leads and release_due(self._progress, publish_tokens=self._settings.publish_tokens)
+
+    def meet_others(self) -> None:
+        """Between two steps: becomes part of a team, or another part of it.
+
+        Raises:
+            StepAbandonedError: asked to stop.
+            TeamLostError: others may be training on without us.
+        """
+        if self._team is not None:
+            self._team.meet(self)
+            self._feed.share = self._team.share
 
     def next_batch(self) -> TrainingBatch | None:
         """The next batch; looks for new shards now and then, and always before saying that there is nothing."""
@@ -111,15 +133,51 @@ class Session:
 
         Raises:
             StepAbandonedError: asked to stop half-way.
+            TeamLostError: others may be training on without us.
         """
         start = time.monotonic()
         loss = self._learner.micro_step(batch)
-        applied = self._learner.step_if_due()
+        gathered: list[tuple[Sum, float]] = []
+
+        def gather(parameters: Sequence[torch.nn.Parameter], batches: Sequence[TrainingBatch]) -> int:
+            own, begin = contribution_of(batches, self._progress), time.monotonic()
+            found = Sum.of_one(own) if self._team is None else self._team.gather(parameters, own, self)
+            gathered.append((found, time.monotonic() - begin))
+            return found.positions
+
+        try:
+            applied = self._learner.step_if_due(gather)
+        except StateReplacedError:
+            return loss
         seconds = time.monotonic() - start
         self._progress = replace(self._progress, trained_seconds=self._progress.trained_seconds + seconds)
-        self._measure(batch.packed.tokens, seconds)
-        self._count(applied)
+        self._measure(batch.packed.tokens, seconds - sum(waited for _, waited in gathered))
+        for found, _ in gathered:
+            self._feed.mark_trained(applied)
+            self._feed.mark_elsewhere(found.others_used)
+            self._progress = after_step(self._progress, found, job=self._settings.job)
         return loss
+
+    def standing(self) -> tuple[int, int]:
+        """Optimiser steps and trained tokens."""
+        return self._learner.steps, self._progress.trained_tokens
+
+    def state(self) -> tuple[TrainingProgress, Mapping[str, torch.Tensor]]:
+        """All that another replica needs to go on as this one would."""
+        return self._whole_progress(), self._learner.tensors()
+
+    def adopt(self, progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Goes on as another replica would."""
+        start = start_from(progress, tensors)
+        own = self._learner.model.t2d
+        if own is not None and not torch.equal(own.cpu(), start.tensors["t2d"]):
+            self._frozen = read_frozen_target(self._target, start.tensors["t2d"])
+        self._learner.forget()
+        self._learner = self._learner_from(start)
+        self._feed.adopt(progress.shards)
+        own_size = self._progress.micro_batch_tokens  # as measured on this device
+        self._progress = replace(progress, micro_batch_tokens=own_size or progress.micro_batch_tokens)
+        self._saved_at = _landmarks(progress)
 
     def try_release(self, check: Callable[[], None]) -> RevisionManifest | None:
         """Judges the drafter against its parent and publishes it when it is better.
@@ -167,6 +225,8 @@ class Session:
 
         So the device is back long before a checkpoint is durable, however slow the store is.
         """
+        if self._team is not None:
+            self._team.leave()
         self._keep_with(self._checkpoints.write_last)
         self._learner.forget()
         self._is_released = True
@@ -175,15 +235,36 @@ class Session:
 
     def close(self) -> None:
         """Writes what is not yet kept and waits until it is durable."""
+        if self._team is not None:
+            self._team.leave()
         if not self._is_released:
             self.checkpoint()
         self._checkpoints.close()
 
     def _keep_with(self, write: Callable[[TrainingProgress, Mapping[str, torch.Tensor]], None]) -> None:
-        progress = replace(self._progress, steps=self._learner.steps, shards=self._feed.progress())
-        if _landmarks(progress) != self._saved_at:
+        progress = self._whole_progress()
+        if self._leads and _landmarks(progress) != self._saved_at:
             write(progress, self._learner.tensors())
             self._saved_at = _landmarks(progress)
+
+    @property
+    def _leads(self) -> bool:
+        return self._team is None or self._team.leads
+
+    def _whole_progress(self) -> TrainingProgress:
+        return replace(self._progress, steps=self._learner.steps, shards=self._feed.progress())
+
+    def _learner_from(self, start: Start) -> Learner:
+        model = self._build(start.tensors)
+        on_every_operation(model, self._check)
+        learner = Learner(
+            model,
+            objective=Objective(draft_length=self._settings.config.draft_length),
+            settings=OptimiserSettings(learning_rate=self._settings.config.learning_rate),
+            check=self._check,
+        )
+        learner.restore_moments(start.moments, steps=start.progress.steps)
+        return learner
 
     def _rows(self) -> int:
         return self._settings.config.micro_batch_tokens or self._progress.micro_batch_tokens or SMALLEST_BATCH
@@ -194,24 +275,6 @@ class Session:
             fitting = int(rows * MICRO_STEP_SECONDS / seconds) // SMALLEST_BATCH * SMALLEST_BATCH
             size = min(LARGEST_BATCH, max(SMALLEST_BATCH, fitting))
             self._progress = replace(self._progress, micro_batch_tokens=size)
-
-    def _count(self, applied: Sequence[TrainingBatch]) -> None:
-        if not applied:
-            return
-        self._feed.mark_trained(applied)
-        progress = self._progress
-        first = min(batch.policy_versions[0] for batch in applied)
-        last = max(batch.policy_versions[1] for batch in applied)
-        self._progress = replace(
-            progress,
-            trained_tokens=progress.trained_tokens + sum(batch.packed.trained_tokens for batch in applied),
-            first_policy_version=first
-            if progress.first_policy_version is None
-            else min(first, progress.first_policy_version),
-            last_policy_version=last
-            if progress.last_policy_version is None
-            else max(last, progress.last_policy_version),
-        )
 
     def _parent(self) -> Eagle3DraftModel:
         model = self._learner.model
@@ -231,13 +294,16 @@ class Session:
         )
 
 
-def open_session(settings: TrainerSettings, *, device: torch.device, check: Callable[[], None]) -> Session:
+def open_session(
+    settings: TrainerSettings, *, device: torch.device, check: Callable[[], None], team: Team | None = None
+) -> Session:
     """Reads state and data.
 
     Args:
         settings: of the pod.
         device: to train on.
         check: called inside micro-steps; raises to leave one.
+        team: None trains alone for ever.
 
     Raises:
         StoreError, DrafterError: the settings do not fit what is there; trying again cannot help.
@@ -278,6 +344,7 @@ def open_session(settings: TrainerSettings, *, device: torch.device, check: Call
         feed=feed,
         device=device,
         check=check,
+        team=team,
     )
 
 

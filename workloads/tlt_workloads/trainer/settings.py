@@ -11,8 +11,11 @@ from pathlib import Path
 from tlt_workloads.contract import (
     HOLDER_VARIABLE,
     JOB_VARIABLE,
+    LIGHTHOUSE_URL_VARIABLE,
+    POD_ADDRESS_VARIABLE,
     ROLLOUT_URL_VARIABLE,
     STORE_URL_VARIABLE,
+    TEAM_PORT,
     TOKEN_FILE_DEFAULT,
     TOKEN_FILE_VARIABLE,
     TRAINER_CONFIG_VARIABLE,
@@ -48,6 +51,9 @@ class TrainerSettings:
     config: TrainerConfig
     cores: tuple[int, ...] = ()  # emulated accelerators: the CPU cores that stand for them
     port: int = TRAINER_PORT
+    lighthouse_url: str | None = None  # None = no other trainer can ever be there
+    address: str = "127.0.0.1"  # of this pod, as others reach it
+    team_port: int = TEAM_PORT  # 0 takes a free one
     rollout_timeout: float = 5.0  # s without an answer after which the rollout pod counts as gone
     scan_interval: float = 2.0  # s between looks into the store
     publish_tokens: int = 2000  # trained positions after which a revision is tried
@@ -86,7 +92,16 @@ def settings_from_environment(environment: Mapping[str, str]) -> TrainerSettings
         token_file=Path(environment.get(TOKEN_FILE_VARIABLE, TOKEN_FILE_DEFAULT)),
         config=_config(_required(environment, TRAINER_CONFIG_VARIABLE)),
         cores=accelerator_cores(environment),
+        lighthouse_url=(lighthouse_url := _lighthouse_url(environment)),
+        address=_required(environment, POD_ADDRESS_VARIABLE) if lighthouse_url else TrainerSettings.address,
     )
+
+
+def _lighthouse_url(environment: Mapping[str, str]) -> str | None:
+    url = environment.get(LIGHTHOUSE_URL_VARIABLE, "")
+    if url and not url.startswith("http://"):
+        raise SettingsError(f"{LIGHTHOUSE_URL_VARIABLE}: {url!r} is not http://<host>:<port>")
+    return url or None
 
 
 def accelerator_cores(environment: Mapping[str, str]) -> tuple[int, ...]:

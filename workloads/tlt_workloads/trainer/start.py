@@ -86,10 +86,7 @@ def find_start(
         token_counts: called only when the draft vocabulary has to be chosen, which happens once in a job's life.
     """
     if found := load_checkpoint(store):
-        progress, tensors = found
-        weights = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-        moments = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
-        return Start(weights, progress, moments)
+        return start_from(*found)
     if revisions := published_revisions(store):
         newest = revisions[-1]
         progress = TrainingProgress(
@@ -98,6 +95,13 @@ def find_start(
         return Start(revision_tensors(store, newest.revision, shape), progress)
     chosen = draft_vocabulary(token_counts(), draft_vocab_size=shape.draft_vocab_size, vocab_size=shape.vocab_size)
     return Start(untrained_tensors(config, target=target, shape=shape, vocabulary=chosen), is_new=True)
+
+
+def start_from(progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) -> Start:
+    """Where a learner whose `tensors()` these are would go on."""
+    weights = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    moments = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
+    return Start(weights, progress, moments)
 
 
 def solve_start(

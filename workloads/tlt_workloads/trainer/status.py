@@ -32,6 +32,7 @@ class TrainerFacts:
     candidates: tuple[RevisionManifest, ...] = ()
     peak_memory: int = 0
     skipped_shards: int = 0
+    replicas: int = 0
 
 
 class StatusBoard:
@@ -78,6 +79,7 @@ class StatusBoard:
             candidates=facts.candidates,
             peak_memory=facts.peak_memory,
             skipped_shards=facts.skipped_shards,
+            replicas=facts.replicas,
         )
 
     async def wait_for_change(self, seq: int, *, timeout: float) -> None:  # noqa: ASYNC109 - a long poll ends without error

@@ -166,7 +166,7 @@ class Supervisor:
             stop = await self._until_over(worker, lease)
             stop_seconds = await self._stop(worker, lease, stop) if stop is not None else 0.0
             await self._give_back(lease)
-            self._board.update(phase=TrainerPhase.STOPPING)  # it may still write its checkpoint
+            self._board.update(phase=TrainerPhase.STOPPING, replicas=0)  # it may still write its checkpoint
             code = await worker.wait(limit=WRITING_LIMIT)
             reason = stop.reason if stop is not None else self._own_end(record, code)
         else:
@@ -181,6 +181,7 @@ class Supervisor:
             trained_seconds=self._board.facts.trained_seconds + (time.monotonic() - started if record.steps else 0.0),
             last_window=record.report(lease.id, reason=reason, stop_seconds=stop_seconds),
             last_window_started=record.started,
+            replicas=0,
             peak_memory=max(self._board.facts.peak_memory, record.peak_memory),
         )
 
@@ -254,6 +255,7 @@ class Supervisor:
             record.take(message)
             if isinstance(message, WorkerStepped):
                 self._board.count(trained_tokens=before + message.tokens)
+                self._board.update(replicas=message.replicas)  # which wakes watchers when it is another number
             elif isinstance(message, WorkerSkipped):
                 self._skipped |= message.shards
                 self._board.update(skipped_shards=len(self._skipped))

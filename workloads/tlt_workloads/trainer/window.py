@@ -14,6 +14,7 @@ class WindowEnd(enum.StrEnum):
     STOPPED = "Stopped"  # asked to
     DONE = "Done"  # every recorded token has been used as often as allowed
     NO_DATA = "NoData"
+    TEAM_LOST = "TeamLost"  # out of touch with others that may be training on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class WorkerStepped:
     steps: int
     tokens: int
     loss: float
+    replicas: int = 1  # that train together
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from tlt_workloads.trainer.session import open_session
 from tlt_workloads.trainer.settings import TrainerSettings, WindowOrder
 from tlt_workloads.trainer.stopping import StopFlag
 from tlt_workloads.trainer.target import TargetError
+from tlt_workloads.trainer.team.team import open_team
 from tlt_workloads.trainer.window import (
     WorkerEnded,
     WorkerFailed,
@@ -67,7 +68,9 @@ def take_device(settings: TrainerSettings) -> torch.device:
 
 def _run(settings: TrainerSettings, device: torch.device, send: Callable[[WorkerMessage], None]) -> WorkerEnded:
     stop = StopFlag()
-    session = open_session(settings, device=device, check=stop.abandon_step)
+    # Whoever is there is known by the time that everything is read.
+    team = open_team(settings, check=stop.abandon_step)
+    session = open_session(settings, device=device, check=stop.abandon_step, team=team)
     if not session.is_kept:
         stop.listen()
     send(WorkerReady())

@@ -145,3 +145,17 @@ def test_an_unwritable_store_is_reported_by_the_next_call(store: Store, monkeypa
     checkpoints.write(TrainingProgress(), {})
     with pytest.raises(OSError, match="No space left"):
         checkpoints.close()
+
+
+def test_what_a_more_trained_one_has_tidied_away_while_it_was_written_is_given_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanished(_store: Store, path: str, _data: bytes) -> None:
+        raise FileNotFoundError(path)
+
+    write(store, 500)
+    monkeypatch.setattr(Store, "write_atomic", vanished)
+    write(store, 400)
+    with pytest.raises(FileNotFoundError):
+        write(store, 600)
+    assert latest_progress(store).trained_tokens == 500

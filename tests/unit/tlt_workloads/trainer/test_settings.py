@@ -28,6 +28,13 @@ def test_the_operators_variables_become_settings() -> None:
     assert settings.cores == (1,)
 
 
+def test_a_trainer_that_can_never_have_company_looks_for_none() -> None:
+    assert settings_from_environment(ENVIRONMENT).lighthouse_url is None
+    company = {"TLT_LIGHTHOUSE_URL": "http://demo-lighthouse:8003", "TLT_POD_ADDRESS": "10.0.0.9"}
+    settings = settings_from_environment(ENVIRONMENT | company)
+    assert (settings.lighthouse_url, settings.address) == ("http://demo-lighthouse:8003", "10.0.0.9")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -41,6 +48,8 @@ def test_the_operators_variables_become_settings() -> None:
             '{"targetModel": "m", "method": "PEagle"}',
             r"'PEagle' .* one pass.*; use one of Eagle3",
         ),
+        ("TLT_LIGHTHOUSE_URL", "lighthouse:1", "TLT_LIGHTHOUSE_URL: 'lighthouse:1' is not http"),
+        ("TLT_LIGHTHOUSE_URL", "http://lighthouse:1", "TLT_POD_ADDRESS: must be set"),
         ("GPU_DEVICE_0", "nvidia0", "GPU_DEVICE_0: 'nvidia0' is not gpu-<number>"),
     ],
 )

@@ -23,7 +23,7 @@ from tlt_workloads.store import Store, open_store
 from tlt_workloads.trainer.settings import TrainerSettings
 from tlt_workloads.trainer.workshop import Workshop
 
-SHARDS = 1600
+SHARDS = 1200
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,9 @@ from tlt_workloads.trainer.workshop import Worker, Workshop
 
 
 def as_pod(settings: TrainerSettings, name: str) -> TrainerSettings:
-    """The same job's trainer in another pod."""
-    return replace(settings, holder=f"trainer-{name}/{name * 8}")
+    """The same job's trainer in another pod, with a core of its own as far as there are any."""
+    cores = sorted(os.sched_getaffinity(0))
+    return replace(settings, holder=f"trainer-{name}/{name * 8}", cores=(cores[ord(name) % len(cores)],))
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class Settings:
     leader_namespace: str = "default"  # where that Lease is
     leader_identity: str = ""  # as which this process holds it; empty = one that no other process ever has
     max_leases: int = 0  # devices lent at one time, of all jobs together; 0 = no limit
+    teams: bool = False  # several devices of a job are lent at once, to trainers that find each other
     visible_devices: bool = False  # jobs may use this placement: the policy that guards it is installed
     network_policies: bool = False  # makes NetworkPolicies for trainers and gateways
     operator_peers: Peers = Peers()  # where operators call from

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pytest_asyncio
 
 from tests.api.conftest import World
 from tests.support.eventually import eventually_async
@@ -10,6 +13,14 @@ from tests.support.fake_rollout import FakeRollout
 from tlt_operator.clients.kube import DEPLOYMENT, SERVICE, Kind
 
 ANY_IDLE = {"after": "50ms", "minWindow": "5s", "scope": "AnyIdle"}
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def teams(world: World) -> None:
+    """They have to be asked for."""
+    await world.stop_operator()
+    world.context = replace(world.context, settings=replace(world.context.settings, teams=True))
+    await world.start_operator()
 
 
 async def found(world: World, kind: Kind) -> dict[str, Any] | None:

@@ -30,7 +30,11 @@ async def until_policies(world: World, *names: str) -> dict[str, dict[str, Any]]
 async def test_policies_come_go_and_are_put_right(world: World) -> None:
     await world.stop_operator()
     asked = replace(
-        world.context.settings, network_policies=True, operator_peers=Peers((OPERATOR,)), resync_interval=0.5
+        world.context.settings,
+        network_policies=True,
+        operator_peers=Peers((OPERATOR,)),
+        resync_interval=0.5,
+        teams=True,
     )
     world.context = replace(world.context, settings=asked)
     await world.start_operator()

@@ -14,10 +14,10 @@ from tlt_operator.manifests.common import CONTAINER_SECURITY, POD_SECURITY, Mani
 from tlt_workloads.contract import LIGHTHOUSE_PORT
 
 
-def may_form_teams(job: Job) -> bool:
+def may_form_teams(job: Job, *, settings: Settings) -> bool:
     """Whether two trainers of the job can ever run at once."""
     pool = job.spec.rollout.pool
-    return job.spec.training.max_trainers > 1 and (pool is None or pool.replicas > 1)
+    return settings.teams and job.spec.training.max_trainers > 1 and (pool is None or pool.replicas > 1)
 
 
 def lighthouse_url(job: Job) -> str:

@@ -35,7 +35,7 @@ def trainer_policy(job: Job, *, settings: Settings) -> Manifest:
     """
     operator = [dict(peer) for peer in settings.operator_peers.items]
     trainers, lighthouse = _own_pods(job, Component.TRAINER), _own_pods(job, Component.LIGHTHOUSE)
-    team = may_form_teams(job)
+    team = may_form_teams(job, settings=settings)
     return _policy(
         job,
         trainer_policy_name(job.name),

@@ -107,10 +107,10 @@ def _pod_spec(job: Job, rollout: Pod, share: Share, *, settings: Settings) -> Ma
         "image": template.image or settings.workloads_image,
         "imagePullPolicy": template.image_pull_policy or settings.image_pull_policy,
         "command": ["python", "-m", "tlt_workloads.trainer"],
-        "env": _environment(job, rollout, share, token_variable),
+        "env": _environment(job, rollout, share, token_variable, settings=settings),
         "ports": [
             {"name": "control", "containerPort": TRAINER_PORT},
-            *([{"name": "team", "containerPort": TEAM_PORT}] if may_form_teams(job) else []),
+            *([{"name": "team", "containerPort": TEAM_PORT}] if may_form_teams(job, settings=settings) else []),
         ],
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": "control"}, "periodSeconds": 2, "timeoutSeconds": 5},
         "resources": _resources(job, share, settings=settings),
@@ -147,7 +147,9 @@ def rollout_tolerations(rollout: Pod) -> list[dict[str, Any]]:
     return [dict(item) for item in rollout.tolerations if item.get("key") not in defaults]
 
 
-def _environment(job: Job, rollout: Pod, share: Share, token_variable: Manifest) -> list[Manifest]:
+def _environment(
+    job: Job, rollout: Pod, share: Share, token_variable: Manifest, *, settings: Settings
+) -> list[Manifest]:
     config = json.dumps(encode(trainer_config(job)), sort_keys=True)
     own: list[Manifest] = [
         {"name": POD_NAME_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
@@ -158,7 +160,7 @@ def _environment(job: Job, rollout: Pod, share: Share, token_variable: Manifest)
         {"name": STORE_URL_VARIABLE, "value": job.spec.store.url},
         {"name": TRAINER_CONFIG_VARIABLE, "value": config},
         token_variable,
-        *_team(job),
+        *_team(job, settings=settings),
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - in the container; libraries cache below it
         *({"name": name, "value": value} for name, value in share.environment.items()),
     ]
@@ -166,9 +168,9 @@ def _environment(job: Job, rollout: Pod, share: Share, token_variable: Manifest)
     return [*chosen, *own]
 
 
-def _team(job: Job) -> list[Manifest]:
+def _team(job: Job, *, settings: Settings) -> list[Manifest]:
     """By what a trainer finds others of its job, where there can be any."""
-    if not may_form_teams(job):
+    if not may_form_teams(job, settings=settings):
         return []
     return [
         {"name": LIGHTHOUSE_URL_VARIABLE, "value": lighthouse_url(job)},

@@ -27,6 +27,7 @@ class LeaseTerms:
     ttl: float = 10.0
     window: float = 600.0
     limit: int = 0  # leases of all jobs at one time, 0 = no limit
+    teams: bool = False  # trainers of one job may find each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,12 @@ def decide_leases(snapshot: Snapshot, known: Knowledge) -> Lending:
         message = f"The device of {names} trains the drafter"
         if len(held) > 1:
             message = f"The devices of {names} train the drafter together"
-        if len(fit) > share and not snapshot.lighthouse_ready and snapshot.job.spec.training.max_trainers > 1:
+        if (
+            known.terms.teams
+            and len(fit) > share
+            and not snapshot.lighthouse_ready
+            and snapshot.job.spec.training.max_trainers > 1
+        ):
             message += _no_lighthouse(snapshot, fit[-1][0])
         return Lending(grants=grants, lent=len(held), reason=Reason.LEASE_HELD, message=message, wish=wish)
     if fit:

@@ -90,7 +90,7 @@ async def ensure_lighthouse(kube: Kubernetes, job: Job, *, rollout_pods: int, se
         settings: of the operator.
     """
     image = job.spec.training.template.image or settings.workloads_image
-    if not may_form_teams(job) or job.spec.suspend or rollout_pods < 2 or not image:
+    if not may_form_teams(job, settings=settings) or job.spec.suspend or rollout_pods < 2 or not image:
         await _remove(kube, DEPLOYMENT, job, lighthouse_name(job.name))
         await _remove(kube, SERVICE, job, lighthouse_name(job.name))
         return {}
@@ -147,7 +147,7 @@ async def ensure_network_policies(kube: Kubernetes, job: Job, *, settings: Setti
         wanted.append(gateway_policy(job, settings=settings))
     else:
         await _remove(kube, NETWORK_POLICY, job, gateway_policy_name(job.name))
-    if may_form_teams(job):
+    if may_form_teams(job, settings=settings):
         wanted.append(lighthouse_policy(job))
     else:
         await _remove(kube, NETWORK_POLICY, job, lighthouse_name(job.name))

@@ -80,7 +80,9 @@ class JobLoop:
         self._last: tuple[Snapshot, Decision] | None = None
         settings = context.settings
         self._rotation = RotationRule(overlap=settings.token_overlap, lifetime=settings.token_lifetime)
-        self._terms = LeaseTerms(ttl=settings.lease_ttl, window=settings.lease_window, limit=settings.max_leases)
+        self._terms = LeaseTerms(
+            ttl=settings.lease_ttl, window=settings.lease_window, limit=settings.max_leases, teams=settings.teams
+        )
         self._pods = PodClient(context.session, tokens=(), request_timeout=context.settings.request_timeout)
         self._recorder = Recorder(context)
         self._effects = Effects(self._perform, on_failure=self._failed, wake=self.wake, clock=self._clock)

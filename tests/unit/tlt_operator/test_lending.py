@@ -63,7 +63,7 @@ def decide(
         patience=learn_patience({}, snapshot),
         need=assess_need(snapshot, active=None, acceptance=AcceptanceMemory(), available_tokens=tokens),
         account=account or Wish(job="default/demo"),
-        terms=LeaseTerms(ttl=10.0, window=600.0, limit=limit),
+        terms=LeaseTerms(ttl=10.0, window=600.0, limit=limit, teams=True),
     )
     return decide_leases(snapshot, known)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from tlt_workloads.contract import TrainerConfig, decode
 from tlt_workloads.gateway.settings import read_settings
 from tlt_workloads.trainer.settings import settings_from_environment
 
-SETTINGS = Settings(workloads_image="workloads:1", operator_image="operator:1")
+SETTINGS = Settings(workloads_image="workloads:1", operator_image="operator:1", teams=True)
 
 
 def trainer(job: Job | None = None, *, settings: Settings = SETTINGS, **pod: Any) -> dict[str, Any]:
@@ -227,7 +228,8 @@ def test_a_lighthouse_can_do_nothing_but_answer() -> None:
 
 @pytest.mark.parametrize(("options", "possible"), [({}, True), ({"maxTrainers": 1}, False), ({"maxTrainers": 2}, True)])
 def test_a_job_of_one_trainer_needs_no_lighthouse(options: dict[str, int], possible: bool) -> None:
-    assert may_form_teams(make_job(training=options)) is possible
+    assert may_form_teams(make_job(training=options), settings=SETTINGS) is possible
+    assert not may_form_teams(make_job(training=options), settings=replace(SETTINGS, teams=False))
 
 
 def test_gateway_understands_its_environment() -> None:

@@ -20,7 +20,11 @@ from tlt_operator.placement.strategy import Site
 OPERATOR = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "tlt-system"}}}
 STORE = {"ipBlock": {"cidr": "10.1.0.0/16"}}
 SETTINGS = Settings(
-    network_policies=True, operator_peers=Peers((OPERATOR,)), operator_image="operator", workloads_image="workloads"
+    network_policies=True,
+    operator_peers=Peers((OPERATOR,)),
+    operator_image="operator",
+    workloads_image="workloads",
+    teams=True,
 )
 
 

@@ -72,12 +72,13 @@ STAGES = (
     Stage(name="lint", command=("make", "lint"), expected=(1, 0.5), after=("environment",)),
     pytest_stage("unit", "tests/unit", expected=(2, 2), after=("environment",)),
     Stage(name="images", command=(SYSTEM_PYTHON, "images/build.py"), expected=(10, 0.2), after=("tools", "unit")),
-    pytest_stage("elastic", "tests/elastic", expected=(2.5, 2.5), after=("unit",)),
     pytest_stage("chart", "tests/chart", expected=(0.5, 0.5), after=("prometheus", "environment")),
-    pytest_stage("store", "tests/store", expected=(1.5, 1.5), after=("object-store", "elastic", "chart")),
+    pytest_stage("store", "tests/store", expected=(1.5, 1.5), after=("object-store", "unit", "chart")),
     pytest_stage("api", "tests/api", expected=(9, 9), after=("prometheus", "store")),
     pytest_stage("engine", "tests/engine", expected=(6, 6), after=("api", "images")),
     pytest_stage("cluster", "tests/cluster", expected=(14, 12), after=("engine",)),
+    # Replicas need a core each, or one waits in vain for the other.
+    pytest_stage("elastic", "tests/elastic", expected=(2.5, 2.5), after=("cluster",)),
 )
 
 # Only when asked for by name: it takes long, and what it draws is for `make test-chaos` to tell.

@@ -4,7 +4,8 @@ One server with the plugin.  It answers the questions of the example's RL run, i
 trainer's own window loop makes a drafter of them on this machine, which is loaded as any revision is.  Then the same
 batches are answered in every mode, turn about, so that a drift of the machine falls on all: batch sizes from 1 to 16
 with answers of one length, and rollouts of other questions whose answers have the lengths that such answers had while
-capturing, so that a long tail remains.  The number of tokens is the same in every mode, which tokens is left to chance.
+capturing, but for two that go on to the limit.  The number of tokens is the same in every mode, which tokens is left to
+chance.
 
 Adaptive speculation has answered a batch of each size before it is measured; what it tries later is in its figures.
 
@@ -138,11 +139,18 @@ class Bench:
         return Rollout(whole=tokens / (ended - began), tail=(after - before) / (ended - tail_began))
 
     def draw(self, lengths: Sequence[int]) -> list[Request]:
-        """One rollout: new questions, each with the length of some answer to a question of its kind."""
+        """One rollout: new questions, each with the length of some answer to a question of its kind.
+
+        Two of the longest kind go on to the limit and the others end at half of it, so that every rollout has a tail
+        that is long enough to be timed.
+        """
         first = KINDS * self._dice.randrange((len(self._new) - ROLLOUT_REQUESTS) // KINDS)
+        longest = range(KINDS - 1, KINDS * TAIL, KINDS)
+        drawn = [max(8, self._dice.choice(_of_kind(lengths, number))) for number in range(ROLLOUT_REQUESTS)]
+        limit = rl_task.LONGEST_ANSWER
         return [
-            Request(prompt=self._new[first + number], tokens=max(8, self._dice.choice(_of_kind(lengths, number))))
-            for number in range(ROLLOUT_REQUESTS)
+            Request(prompt=self._new[first + number], tokens=limit if number in longest else min(tokens, limit // 2))
+            for number, tokens in enumerate(drawn)
         ]
 
     def accept_length(self) -> float | None:

@@ -1,7 +1,7 @@
 # `make demo` and `make test` are the two commands that matter; `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test tools prometheus object-store venv cluster images lint unit api chart store engine cluster-test test-chaos lock clean
+.PHONY: help demo demo-down test tools prometheus object-store venv cluster images lint unit api chart store engine elastic cluster-test test-chaos lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +18,7 @@ demo: venv ## the main job: a GRPO run with idle-GPU drafter training, beside a 
 demo-down: ## removes what `make demo` started
 	@$(PYTHON) -m bench.demo --down
 
-test: ## everything: lint, unit, chart, store, API, engine and cluster tests, one summary
+test: ## everything: lint, unit, chart, store, API, engine, cluster and elastic tests, one summary
 	@$(PYTHON) -m tests.run
 
 tools: ## system packages and the embedded cluster's binaries
@@ -47,7 +47,7 @@ unit: venv ## pure tests, seconds
 prometheus: tools ## Prometheus and promtool, which only tests need
 	@$(PYTHON) -m devcluster build prometheus
 
-object-store: tools ## an S3 server, which only the tests of the store need
+object-store: tools ## an S3 server, which only tests need
 	@$(PYTHON) -m devcluster build seaweedfs
 
 chart: venv prometheus ## lint, render and schema of the chart; its alerts
@@ -61,6 +61,9 @@ store: venv object-store ## on real volumes and a real S3 server
 
 engine: venv object-store ## against a real vLLM on the CPU
 	@$(RUN) -m pytest tests/engine
+
+elastic: venv ## trainers that train together, as real processes with a real lighthouse
+	@$(RUN) -m pytest tests/elastic
 
 cluster-test: venv images cluster ## on the real node, with real pods
 	@$(RUN) -m pytest tests/cluster

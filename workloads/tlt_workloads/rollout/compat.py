@@ -221,7 +221,7 @@ def forget_draft_probabilities(drafter: Any) -> None:
 
     vLLM's drafter forgets them at its next `propose`.  Where that is left out, the runner would take the probabilities
     of an earlier step for those of n-grams, and the answers would not have the policy's distribution.  Goes when vLLM
-    has a way to skip a drafter; `tests/engine/test_lossless.py` fails without it.
+    has a way to skip a drafter; `tests/engine/test_lossless.py` lets n-grams and trained drafts take turns.
     """
     drafter._last_draft_probs = None
 

@@ -124,7 +124,7 @@ def _deletion(
                 trainer_uid=pod.uid, why="it did not hand the device back", failure="stuck while handing back"
             )
         return None
-    if rollout.granting:
+    if rollout.granting or _may_lend_unseen(snapshot, rollout):
         return None
     if pod.queued:
         return DeleteTrainer(
@@ -148,6 +148,11 @@ def _deletion(
     if pod.rollout_uid not in wanted and _unused_for(trainer) > snapshot.job.spec.training.keep_warm:
         return DeleteTrainer(trainer_uid=pod.uid, why="it had no window for spec.training.keepWarm")
     return None
+
+
+def _may_lend_unseen(snapshot: Snapshot, rollout: RolloutView) -> bool:
+    """Whether this process has only just begun to ask the pod, which may hold a lease that an earlier one granted."""
+    return rollout.state is None and snapshot.now - rollout.silent_since < snapshot.limits.stale_after
 
 
 def _unused_for(trainer: TrainerView) -> float:

@@ -146,6 +146,17 @@ def test_outdated_trainer_is_replaced_but_never_while_it_holds_a_device() -> Non
     assert deleted(decide(make_snapshot(lent("a"), make_trainer("a", outdated=True)))) == {}
 
 
+@pytest.mark.parametrize("change", ["outdated", "suspended", "claim deleted"])
+def test_nothing_is_taken_from_a_pod_that_an_operator_which_has_just_started_did_not_hear_yet(change: str) -> None:
+    """It may be lent by the operator before this one, and its trainer in the middle of a window."""
+    trainer = make_trainer("a", outdated=change == "outdated")
+    fields: dict[str, Any] = {"job": make_job(suspend=change == "suspended")}
+    if change == "claim deleted":
+        fields["site"] = Site(claims={"a-gpu": Claim(name="a-gpu", uid="claim-uid", deleting=True)})
+    assert deleted(decide(make_snapshot(make_rollout("a", silent_for=1.0), trainer, **fields))) == {}
+    assert set(deleted(decide(make_snapshot(make_rollout("a", silent_for=31.0), trainer, **fields))))
+
+
 def test_next_trainer_on_a_claim_waits_until_the_last_one_is_gone() -> None:
     """A rollout pod of a StatefulSet comes back under another uid and uses the claim of the one before."""
     claim = (DeviceClaim(name="gpu", claim="gpu-of-a", requests=()),)

@@ -29,6 +29,15 @@ def server(running_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
+def fresh_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """One that never was stopped: SeaweedFS that was killed and started again lets its users write into any bucket."""
+    with object_store(tmp_path / "server") as server:
+        sign_in(monkeypatch, server)
+        yield server
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
 def url(server: ObjectStore, tmp_path: Path) -> str:
     """A store of its own for each test."""
     return f"{server.url}/{tmp_path.name}"

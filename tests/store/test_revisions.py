@@ -111,7 +111,8 @@ def test_wrong_credentials_are_named_and_not_told(
     assert not [text for text in heard if wrong in text or SECRET_KEY in text]
 
 
-def test_a_bucket_of_somebody_else(server: ObjectStore) -> None:
+@pytest.mark.usefixtures("fresh_server")
+def test_a_bucket_of_somebody_else() -> None:
     url = "s3://another-bucket/tlt"
     assert BUCKET not in url
     error = refusal(JobFolder(url).folder(f"{url}/revisions/r1"))

@@ -27,6 +27,7 @@ class ObjectStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._folder.mkdir(exist_ok=True)
         self._ports = {part: free_port() for part in ("master", "volume", "filer", "s3")}
         self._grpc_ports = {part: free_port() for part in self._ports}
         self._process: subprocess.Popen[bytes] | None = None

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_target import TINY_CONFIG, write_tiny_target
 from tlt_workloads.drafter import (
     DrafterError,
+    TargetFiles,
     auxiliary_layers,
     check_drafter_tensors,
     draft_vocabulary,
@@ -45,6 +46,17 @@ def test_the_initial_drafter_starts_from_the_last_layer(target: Path, tmp_path: 
     assert torch.equal(tensors["lm_head.weight"], source["lm_head.weight"][tensors["t2d"]])
     features = torch.randn(5, 96)
     assert torch.equal(features @ tensors["fc.weight"].float().T, features[:, 64:])
+
+
+def test_present_weights_come_before_those_of_the_folder(target: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "policy-3.safetensors"
+    head = -TargetFiles(target).head()
+    save_file({"lm_head.weight": head}, newer)
+    present = TargetFiles(target, newer=newer)
+    assert torch.equal(present.head(), head)
+    assert torch.equal(present.embedding(), TargetFiles(target).embedding()), "the file lacks it"
+    newer.unlink()  # by the learner, which keeps a few
+    assert torch.equal(present.head(), -head)
 
 
 def test_the_same_arguments_write_the_same_bytes(target: Path, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from tlt_workloads.contract.names import LIGHTHOUSE_PORT as LIGHTHOUSE_PORT
 from tlt_workloads.contract.names import LIGHTHOUSE_URL_VARIABLE as LIGHTHOUSE_URL_VARIABLE
 from tlt_workloads.contract.names import POD_ADDRESS_VARIABLE as POD_ADDRESS_VARIABLE
 from tlt_workloads.contract.names import POD_NAME_VARIABLE as POD_NAME_VARIABLE
+from tlt_workloads.contract.names import POLICY_FILE_PATTERN as POLICY_FILE_PATTERN
 from tlt_workloads.contract.names import POLICY_FOLDER as POLICY_FOLDER
 from tlt_workloads.contract.names import REVISION_FOLDER as REVISION_FOLDER
 from tlt_workloads.contract.names import REVISION_MANIFEST as REVISION_MANIFEST

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 class TargetFiles:
-    """Single tensors of a target model, read from its safetensors files without loading the rest."""
+    """Single tensors of a target model, read from its safetensors files without loading the rest.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the model as it was before RL.
+        newer: a file of its present weights by the same names; where it lacks one, or is gone, the folder's is read.
+    """
+
+    def __init__(self, folder: Path, *, newer: Path | None = None) -> None:
         if not (folder / CONFIG_FILE).is_file():
             raise DrafterError(
                 f"spec.target.model: no {CONFIG_FILE} in {folder}; mount the model there or name its path"
@@ -26,6 +32,7 @@ class TargetFiles:
         data = read_json(folder / CONFIG_FILE)
         self.config: Mapping[str, Any] = data.get("text_config", data)
         self._files = self._list_tensors()
+        self._newer = newer
 
     @property
     def layers(self) -> int:
@@ -60,6 +67,10 @@ class TargetFiles:
         raise DrafterError(f"{self._folder}: no tensor {' or '.join(suffixes)}")
 
     def _read(self, name: str) -> torch.Tensor:
+        if self._newer is not None:
+            with contextlib.suppress(OSError, SafetensorError), safe_open(self._newer, "pt") as file:
+                newest: torch.Tensor = file.get_tensor(name)
+                return newest
         with safe_open(self._files[name], "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor

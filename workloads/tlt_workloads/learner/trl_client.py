@@ -28,9 +28,8 @@ import torch
 import trl.generation.vllm_generation
 from trl.generation.vllm_client import VLLMClient
 
-from tlt_workloads.contract import JOB_VARIABLE, POLICY_FOLDER, STORE_URL_VARIABLE
+from tlt_workloads.contract import JOB_VARIABLE, POLICY_FILE_PATTERN, POLICY_FOLDER, STORE_URL_VARIABLE
 
-POLICY_FILE = re.compile(r"policy-(\d+)\.safetensors")
 # The newest is what a pod that joins is given; the one before may still be open in a slow reader.
 KEPT_FILES = 2
 
@@ -129,7 +128,7 @@ class FileSyncClient(VLLMClient):  # type: ignore[misc]
 
 def policy_files(folder: Path) -> dict[int, Path]:
     """The finished policy files of a folder by number."""
-    found = ((POLICY_FILE.fullmatch(path.name), path) for path in folder.iterdir())
+    found = ((re.fullmatch(POLICY_FILE_PATTERN, path.name), path) for path in folder.iterdir())
     return {int(match.group(1)): path for match, path in found if match}
 
 

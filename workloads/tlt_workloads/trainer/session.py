@@ -34,7 +34,7 @@ from tlt_workloads.trainer.start import (
     solve_start,
     start_from,
 )
-from tlt_workloads.trainer.target import find_target
+from tlt_workloads.trainer.target import find_target, newest_policy
 from tlt_workloads.trainer.team.accounts import after_step, contribution_of
 from tlt_workloads.trainer.team.exchange import Sum
 from tlt_workloads.trainer.team.team import Team
@@ -310,7 +310,7 @@ def open_session(
         StepAbandonedError: asked to stop before there was anything to keep.
     """
     store = open_store(settings.job_store_url)
-    target = TargetFiles(find_target(settings.config.target_model))
+    target = TargetFiles(find_target(settings.config.target_model), newer=newest_policy(store))
     shape = shape_of_drafter(settings.config, target)
     feed = Feed(
         store,

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from tests.support.toy_language import LAYER_IDS, ToyLanguage
+from tlt_workloads.drafter import TargetFiles
 from tlt_workloads.shards import ShardMetadata
 from tlt_workloads.store import Store, open_store
 from tlt_workloads.trainer.checkpoint import load_checkpoint
@@ -93,6 +95,19 @@ def test_what_is_solved_for_is_published_before_any_gradient(
     assert first.evaluation.parent_accept_length is not None
     assert first.evaluation.accept_length > first.evaluation.parent_accept_length
     assert latest_progress(store).trained_tokens >= first.trained_tokens > 1000
+
+
+def test_what_a_drafter_borrows_is_that_of_the_newest_policy(
+    settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=24)
+    head = TargetFiles(_target(settings)).head()
+    for number in (9, 10):
+        store.write_atomic(f"policy/policy-{number}.safetensors", save({"lm_head.weight": head * (1 + number / 100)}))
+    train(settings, micro_steps=1)
+    published = load(store.read(f"revisions/{published_revisions(store)[0].revision}/model.safetensors"))
+    borrowed = (head * 1.1)[published["t2d"]].to(published["lm_head.weight"].dtype)
+    assert torch.equal(published["lm_head.weight"], borrowed)
 
 
 def test_what_is_solved_for_is_kept_when_the_window_ends_at_once(

@@ -30,6 +30,7 @@ class Server:
     policy_version: int = 1
     drafts: int = 0
     accepted: int = 0
+    generated: int = 0  # tokens
     reachable: bool = True
     silent_since: float = NOW
     refused: dict[str, str] = field(default_factory=dict)
@@ -40,7 +41,7 @@ class Server:
 
     def restart(self) -> None:
         self.boot, self.restarts = self.boot + 1, self.restarts + 1
-        self.drafter, self.drafts, self.accepted, self.refused = None, 0, 0, {}
+        self.drafter, self.drafts, self.accepted, self.generated, self.refused = None, 0, 0, 0, {}
 
     def take(self, drafter: str | None) -> None:
         self.drafter, self.drafts, self.accepted = drafter, 0, 0
@@ -51,6 +52,7 @@ class Server:
             running=1,
             boot=f"{self.name}-{self.boot}",
             policy_version=self.policy_version,
+            generated_tokens=self.generated,
             drafter_revision=self.drafter,
             drafter_digest=f"{number:064x}" if number is not None else None,
             acceptance=AcceptanceCounters(
@@ -75,6 +77,7 @@ class ReleaseWorld:
         self.accept_lengths = dict(accept_lengths)
         self.servers = {f"pod-{number}": Server(f"pod-{number}") for number in range(pods)}
         self.objects: dict[str, dict[str, Any]] = {}
+        self.avoided: set[str] = set()  # revisions that engines soon draft no more with
         self.refusing: set[str] = set()  # revisions that no pod takes
         self.memory = ReleaseMemory()
         self.last: Rollout | None = None
@@ -93,11 +96,17 @@ class ReleaseWorld:
         return name
 
     def generate(self, drafts: int) -> None:
-        """Every pod that has not hung drafts so much, exactly as well as its drafter is."""
+        """Every pod that has not hung drafts so much, exactly as well as its drafter is.
+
+        Engines that avoid a drafter draft with it fifty times and not again, and write as many tokens.
+        """
         for server in self.servers.values():
             number = int(server.drafter.rpartition("-r")[2]) if server.drafter is not None else None
-            server.drafts += drafts
-            server.accepted += round(drafts * (self.accept_lengths.get(number, 1.4) - 1))
+            length = self.accept_lengths.get(number, 1.4)
+            made = min(drafts, max(0, 50 - server.drafts)) if server.drafter in self.avoided else drafts
+            server.drafts += made
+            server.accepted += round(made * (length - 1))
+            server.generated += round(drafts * length)
 
     def wish(self, name: str, annotation: str) -> None:
         self.objects[name]["metadata"]["annotations"][annotation] = "true"

@@ -162,6 +162,7 @@ class RevisionReason(enum.StrEnum):
     # RolledBack
     WORSE = "Worse"
     SEEMS_WORSE = "SeemsWorse"
+    AVOIDED = "Avoided"
     REFUSED = "Refused"
     CRASH_LOOP = "CrashLoop"
     NOT_WITHDRAWN = "NotWithdrawn"

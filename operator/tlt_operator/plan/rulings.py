@@ -46,7 +46,7 @@ def judge(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
     if snapshot.job.spec.suspend:
         return _tried_on(trial, "the job is suspended")
     if not trial.has_seen(setup.min_drafts):
-        return _with_few_drafts(trial, setup)
+        return _with_few_drafts(trial, snapshot, setup)
     evidence = trial.evidence
     if evidence.shows_worse:
         told = f"Worse (wrong in at most {WORSE_ERROR:.0%} of trials): {_figures(trial, setup)}"
@@ -63,7 +63,7 @@ def judge(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
     return _worse(trial, snapshot, RevisionReason.SEEMS_WORSE, told)
 
 
-def _with_few_drafts(trial: Trial, setup: Setup) -> Verdict:
+def _with_few_drafts(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
     """Nothing is promoted that was not seen at work."""
     if trial.seconds < setup.time_limit:
         return _tried_on(trial)
@@ -74,6 +74,9 @@ def _with_few_drafts(trial: Trial, setup: Setup) -> Verdict:
         if canary.length >= 1 + TOLERANCE:
             return _promoted(RevisionReason.NO_REGRESSION, f"Helps: {told}")
         return _withdrawn(RevisionReason.SEEMS_WORSE, f"Does not help: {told}")
+    if trial.is_avoided(setup.min_drafts):
+        told = f"Engines that had it stopped drafting with it: {_figures(trial, setup)}"
+        return _worse(trial, snapshot, RevisionReason.AVOIDED, told)
     tried = _tried_on(
         trial,
         f"fewer than {setup.min_drafts} drafts to compare in {setup.time_limit:g} s; it stays with its canaries "

@@ -23,6 +23,7 @@ from tlt_workloads.contract import RolloutState
 CONTROLS = 4  # control pods for each canary: more would hardly make the difference of the two sides more precise
 MOST_CONTROLS = 64
 MOST_STRATA = 256  # a trial with more has seen many policies and few drafts of each, and begins anew
+AVOIDED = 3.0  # times fewer drafts than the others for as many tokens
 LATE_AFTER = 30.0  # seconds that a canary may take to load the revision before another pod tries it
 LOST_AFTER = 300.0  # seconds of silence after which a pod is no longer waited for
 
@@ -60,6 +61,8 @@ class Arm:
     boot: str = ""
     policy_version: int = 0
     readings: tuple[Reading, ...] = ()
+    generated: int = 0  # the pod's total of tokens, as it was counted last
+    written: int = 0  # tokens of the trial, on this side
     restarts: int = 0  # of its containers, when it was looked at last
     loaded: bool = False  # it had the drafter of its side since then
     waited: float = 0.0  # seconds without the drafter of its side
@@ -105,6 +108,19 @@ class Trial:
     def control(self) -> DraftCounts:
         """All that the other side counted."""
         return sum((item.control for item in self.strata), DraftCounts())
+
+    def is_avoided(self, min_drafts: int) -> bool:
+        """Whether engines that choose how much they draft have turned away from it.
+
+        Had the canaries drafted as the controls did, their tokens would have taken `min_drafts` drafts, and several
+        times as many as they made; and the few that they made look worse.  They may have made all of these before the
+        first look, so that none was counted; then it takes several times as many tokens.
+        """
+        canary, control = (sum(arm.written for arm in self.arms if arm.side is side) for side in Side)
+        expected = self.control.drafts * canary / control if control else 0.0
+        if not self.canary.drafts:
+            return expected >= AVOIDED * min_drafts
+        return expected >= max(min_drafts, AVOIDED * self.canary.drafts) and self.lean < 0
 
     def has_seen(self, drafts: int) -> bool:
         """Whether each side has made so many drafts under circumstances that the other one has met too."""
@@ -214,7 +230,9 @@ def _beside(
     wanted = min(setup.replicas, max(0, len(present) - 1))
     there = {view.pod.uid for view in present if snapshot.silence(view) <= snapshot.limits.silence}
     kept = [
-        replace(arm, side=Side.CONTROL, boot="", readings=()) if arm.side is Side.CANARY and arm.late else arm
+        replace(arm, side=Side.CONTROL, boot="", readings=(), written=0)
+        if arm.side is Side.CANARY and arm.late
+        else arm
         for arm in trial.arms
         if arm.uid in there
     ]
@@ -259,7 +277,15 @@ def _count(
             version = 0 if comparison is Comparison.BEFORE_AFTER else state.policy_version
             more = DraftCounts(item.drafts - last.drafts, item.accepted - last.accepted)
             _add(strata, (version, item.draft_length), arm.side, more)
-    return replace(arm, boot=state.boot, policy_version=state.policy_version, readings=readings, loaded=True)
+        arm = replace(arm, written=arm.written + max(0, state.generated_tokens - arm.generated))
+    return replace(
+        arm,
+        boot=state.boot,
+        policy_version=state.policy_version,
+        readings=readings,
+        generated=state.generated_tokens,
+        loaded=True,
+    )
 
 
 def _add(strata: dict[tuple[int, int], Stratum], key: tuple[int, int], side: Side, more: DraftCounts) -> None:

@@ -74,11 +74,15 @@ def trial(
     canary: tuple[int, float],
     control: tuple[int, float],
     seconds: float = 10.0,
+    tokens: int = 0,
     pods: Sequence[str] = ("a", "b"),
     own: int | None = 2,
     last: int | None = 1,
 ) -> Rollout:
-    """A trial of revision `own` against `last`, after so many drafts with these accept lengths on the two sides."""
+    """A trial of revision `own` against `last`, after so many drafts with these accept lengths on the two sides.
+
+    `tokens`: that each pod has generated meanwhile.
+    """
     rollout = decide(
         make_snapshot(*(drafting(name, last, 0, 0) for name in pods), revisions=revisions, job=job or make_job())
     )
@@ -88,9 +92,9 @@ def trial(
         views = []
         for name in pods:
             drafts, length = canary if name in canaries else control
-            views.append(
-                drafting(name, own if name in canaries else last, step * drafts, round(step * drafts * (length - 1)))
-            )
+            accepted = round(step * drafts * (length - 1))
+            revision = own if name in canaries else last
+            views.append(drafting(name, revision, step * drafts, accepted, generated_tokens=step * tokens))
         at = NOW + step * 1.0
         memory = rollout.memory
         if step and memory.trial is not None:
@@ -255,6 +259,15 @@ class TestTrial:
             )
             assert marks(rollout)["demo-r2"] is CANARY
             assert reason(rollout, "demo-r2") is RevisionReason.ON_TRIAL
+
+    def test_one_that_engines_avoid_is_rolled_back_when_its_time_is_over(self) -> None:
+        """Adaptive engines draft no more with a drafter that is bad enough, so that it never has enough drafts."""
+        revisions = (self.FIRST, make_revision(2, CANARY))
+        sides: Any = {"canary": (80, 1.05), "control": (5000, 1.8), "tokens": 9000}
+        assert marks(trial(*revisions, **sides, seconds=590.0))["demo-r2"] is CANARY
+        rollout = trial(*revisions, **sides, seconds=600.0)
+        assert marks(rollout)["demo-r2"] is ROLLED_BACK
+        assert reason(rollout, "demo-r2") is RevisionReason.AVOIDED
 
     @pytest.mark.parametrize(
         ("length", "phase", "why"),

@@ -278,3 +278,30 @@ def test_the_record_stays_small() -> None:
 def test_time_counts_by_looks() -> None:
     trial, _, _ = begin("a", "b")
     assert look(trial, [pod("a", 1), pod("b", 1)], elapsed=4.0).seconds == trial.seconds + 4.0
+
+
+def avoided(canary: dict[str, int], control: dict[str, int], *, min_drafts: int = 100) -> bool:
+    """Whether the canary's engine turned away, after one more look at what both sides have made of it."""
+    trial, tries, (goes_on,) = begin("a", "b")
+    trial = look(trial, [pod(tries, 2), pod(goes_on, 1)])
+    return look(trial, [pod(tries, 2, **canary), pod(goes_on, 1, **control)]).is_avoided(min_drafts)
+
+
+GOOD = {"drafts": 1000, "accepted": 800, "generated_tokens": 2000}
+
+
+def test_a_drafter_that_engines_stop_drafting_with_is_noticed() -> None:
+    assert avoided({"drafts": 80, "accepted": 5, "generated_tokens": 2000}, GOOD)
+
+
+def test_few_drafts_of_few_tokens_are_nobodys_choice() -> None:
+    assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 150}, GOOD)
+    assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 2000}, {**GOOD, "drafts": 0, "accepted": 0})
+
+
+def test_few_drafts_that_do_well_are_not_held_against_it() -> None:
+    assert not avoided({"drafts": 80, "accepted": 100, "generated_tokens": 2000}, GOOD)
+
+
+def test_batches_that_differ_do_not_count_as_turning_away() -> None:
+    assert not avoided({"drafts": 400, "accepted": 100, "generated_tokens": 2000}, GOOD)

@@ -32,7 +32,7 @@ import torch
 
 from bench import engines, tables
 from bench.demo.console import Console
-from bench.speculation import LEARNING_RATE, Bench
+from bench.lesson import LEARNING_RATE, Lesson
 from tests.support.eventually import eventually_async
 from tests.support.lighthouse import Lighthouse, lighthouse
 from tests.support.rollout_server import JOB, rollout_server
@@ -282,7 +282,7 @@ def measure(console: Console, *, tokens: int, kills: int, recorded: Path | None)
             with console.stage("a server", expected=60):
                 server = stack.enter_context(rollout_server(model, *engines.FLAGS, folder=folder))
             with console.stage(f"recording {tokens} tokens", expected=tokens / 200):
-                Bench(server, seed=1).capture(tokens)
+                Lesson(server, model, draft_length=DRAFT_LENGTH, seed=1).capture(tokens)
             stack.close()  # its cores are the workers' now
         else:
             shutil.copytree(recorded / "hidden-states", folder / "store" / JOB / "hidden-states")

@@ -26,30 +26,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from bench import engines, rl_task, tables
 from bench.demo.console import Console
-from tests.support.rollout_server import JOB, RolloutServer, rollout_server
-from tlt_workloads.contract import TrainerConfig
-from tlt_workloads.store import open_store
-from tlt_workloads.trainer.loop import train_window
-from tlt_workloads.trainer.revisions import published_revisions
-from tlt_workloads.trainer.session import open_session
-from tlt_workloads.trainer.settings import TrainerSettings
-from tlt_workloads.trainer.stopping import StopFlag
-from tlt_workloads.trainer.window import WorkerMessage
+from bench.lesson import Lesson
+from tests.support.rollout_server import rollout_server
 
 LONGEST = 4  # drafted tokens
 BATCHES = (1, 2, 4, 8, 16)
 ANSWER_TOKENS = 128  # of each request in a batch; few answers to the longer questions are shorter
-CAPTURE_BATCH = 32
 ROLLOUT_REQUESTS = 16
 TAIL = 2  # requests that are left when the tail begins
 QUESTIONS = 3000  # more than are asked
 KINDS = 3  # of questions, by turns; the last one has the longest answers
-LEARNING_RATE = 3e-4
-SOLVED_TOKENS = 60_000  # that the first drafter is solved from
 
 OFF, ADAPTIVE, NGRAM = "off", "adaptive", "ngram"
 STATIC = tuple(f"static {length}" for length in range(1, LONGEST + 1))
@@ -83,12 +71,12 @@ class Request:
 class Bench:
     """A server and the questions that it gets."""
 
-    def __init__(self, server: RolloutServer, *, seed: int) -> None:
-        self._server = server
-        self._captured = rl_task.prompts(QUESTIONS, seed=seed)
+    def __init__(self, lesson: Lesson, *, seed: int) -> None:
+        self._lesson = lesson
+        self._server = lesson.server
         self._new = rl_task.prompts(QUESTIONS, seed=seed + 1)  # never seen in training
         self._dice = random.Random(seed)
-        self._pool = concurrent.futures.ThreadPoolExecutor(max(*BATCHES, ROLLOUT_REQUESTS, CAPTURE_BATCH))
+        self._pool = concurrent.futures.ThreadPoolExecutor(max(*BATCHES, ROLLOUT_REQUESTS))
 
     def switch(self, mode: str) -> None:
         """Another mode from the next step on."""
@@ -101,36 +89,17 @@ class Bench:
             body = {"mode": "Static", "draftLength": 1 + STATIC.index(mode)}
         self._called("POST", "/tlt/v1/speculation", body)
 
-    def capture(self, tokens: int) -> list[int]:
-        """Answers questions until so many tokens are recorded; the lengths of the answers, four to a question."""
-        engines.configure(self._server, capture={}, draft_length=0)
-        lengths: list[int] = []
-        while self._server.state()["capture"]["tokens"] < tokens:
-            first = len(lengths) // rl_task.GENERATIONS
-            asked = self._captured[first : first + CAPTURE_BATCH // rl_task.GENERATIONS]
-            jobs = [
-                self._submit(prompt, rl_task.LONGEST_ANSWER) for prompt in asked for _ in range(rl_task.GENERATIONS)
-            ]
-            lengths += [job.result() for job in jobs]
-        engines.configure(self._server, capture={"enabled": False}, draft_length=0)
-        return lengths
-
-    def load(self, revision: str, sha256: str) -> None:
-        """Puts a revision in place."""
-        url = f"file://{self._server.job}/revisions/{revision}"
-        self._called("POST", "/tlt/v1/drafter", {"revision": revision, "url": url, "sha256": sha256})
-
     def rate(self, batch: int, *, turn: int) -> float:
         """Tokens per second of a batch whose answers are equally long, to questions of the longest kind."""
         began = time.monotonic()
         asked = [self._new[KINDS * (turn * batch + number) + KINDS - 1] for number in range(batch)]
-        jobs = [self._submit(prompt, ANSWER_TOKENS, fixed=True) for prompt in asked]
+        jobs = [self._submit(prompt, ANSWER_TOKENS) for prompt in asked]
         return sum(job.result() for job in jobs) / (time.monotonic() - began)
 
     def rollout(self, requests: Sequence[Request]) -> Rollout:
         """Answers of these lengths, asked for at once."""
         began = time.monotonic()
-        jobs = [self._submit(request.prompt, request.tokens, fixed=True) for request in requests]
+        jobs = [self._submit(request.prompt, request.tokens) for request in requests]
         for count, _ in enumerate(concurrent.futures.as_completed(jobs), start=1):
             if count == len(jobs) - TAIL:
                 tail_began, before = time.monotonic(), self._server.state()["generatedTokens"]
@@ -160,15 +129,8 @@ class Bench:
                 return 1 + float(item["acceptedTokens"]) / float(item["drafts"])
         return None
 
-    def _submit(self, prompt: str, tokens: int, *, fixed: bool = False) -> concurrent.futures.Future[int]:
-        return self._pool.submit(
-            engines.answer,
-            self._server,
-            prompt,
-            max_tokens=tokens,
-            temperature=rl_task.TEMPERATURE,
-            ignore_eos=fixed,
-        )
+    def _submit(self, prompt: str, tokens: int) -> concurrent.futures.Future[int]:
+        return self._pool.submit(self._lesson.answer, prompt, tokens=tokens, fixed=True)
 
     def _called(self, method: str, route: str, body: Mapping[str, object]) -> None:
         status, answer = self._server.call(method, route, body)
@@ -179,32 +141,6 @@ class Bench:
 def _of_kind(lengths: Sequence[int], number: int) -> list[int]:
     """The lengths of answers to questions of the kind that the question with this number has: kinds take turns."""
     return [length for index, length in enumerate(lengths) if (index // rl_task.GENERATIONS) % KINDS == number % KINDS]
-
-
-def train(server: RolloutServer, model: Path, *, minutes: float) -> tuple[str, str, float]:
-    """Trains on what was captured; the newest revision, its digest, and its accept length on held-out answers."""
-    settings = TrainerSettings(
-        job=JOB,
-        store_url=f"file://{server.store}",
-        rollout_url=server.url,
-        holder="bench/00000000",
-        token_file=server.store.parent / "token",
-        config=TrainerConfig(target_model=str(model), draft_length=LONGEST, learning_rate=LEARNING_RATE),
-        publish_tokens=10_000,
-        held_out_tokens=4000,
-        solved_tokens=SOLVED_TOKENS,
-    )
-    stop, ends = StopFlag(), time.monotonic() + minutes * 60
-    session = open_session(settings, device=torch.device("cpu"), check=stop.abandon_step)
-
-    def listen(_message: WorkerMessage) -> None:
-        if time.monotonic() > ends:
-            stop.set()
-
-    train_window(session, stop, listen)
-    session.close()
-    newest = published_revisions(open_store(settings.job_store_url))[-1]
-    return newest.revision, newest.sha256, newest.evaluation.accept_length
 
 
 def rounds_of(bench: Bench, lengths: Sequence[int], *, rounds: int, figures: Figures) -> Iterator[str]:
@@ -263,18 +199,19 @@ def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         with console.stage("a server", expected=60):
             server = stack.enter_context(rollout_server(model, *flags, folder=Path(folder)))
-        bench = Bench(server, seed=seed)
+        lesson = Lesson(server, model, draft_length=LONGEST, seed=seed)
         with console.stage(f"capture of {tokens} tokens", expected=tokens / 400):
-            lengths = bench.capture(tokens)
+            lesson.capture(tokens)
         with console.stage("training", expected=minutes * 60 + 20):
-            revision, digest, offline = train(server, model, minutes=minutes)
-        bench.load(revision, digest)
+            lesson.train(minutes * 60)
+        offline = lesson.load_newest().evaluation.accept_length
+        bench = Bench(lesson, seed=seed)
         bench.switch(ADAPTIVE)
         with console.stage("adaptive speculation gets to know the machine", expected=40):
             for batch in reversed(BATCHES):
                 bench.rate(batch, turn=rounds)
         with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=rounds * len(MODES) * 45):
-            for line in rounds_of(bench, lengths, rounds=rounds, figures=figures):
+            for line in rounds_of(bench, lesson.lengths, rounds=rounds, figures=figures):
                 console.say(f"  {line}")
         live = bench.accept_length()
     return {

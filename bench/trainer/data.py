@@ -13,7 +13,8 @@ from speculators.models.eagle3 import Eagle3DraftModel
 
 from bench import engines
 from bench.demo.console import Console
-from bench.speculation import LONGEST, Bench
+from bench.lesson import Lesson
+from bench.speculation import LONGEST
 from bench.trainer.job import DRAFT_LENGTH, job_settings
 from tests.support.rollout_server import JOB, rollout_server
 from tlt_workloads.drafter import DrafterConfig, TargetFiles
@@ -23,7 +24,8 @@ from tlt_workloads.trainer.data import DataSettings, Feed
 from tlt_workloads.trainer.model import FrozenTarget, Objective, build_drafter, draft_loss, read_frozen_target
 from tlt_workloads.trainer.packing import Piece, pack, usable_rows
 from tlt_workloads.trainer.settings import TrainerSettings
-from tlt_workloads.trainer.start import find_start, shape_of_drafter, solve_start
+from tlt_workloads.trainer.solve import solve_start
+from tlt_workloads.trainer.start import find_start, shape_of_drafter
 
 HELD_OUT_TOKENS = 3000
 SOLVED_TOKENS = 4000
@@ -98,8 +100,9 @@ def prepare(console: Console, folder: Path, *, tokens: int) -> Material:
             with console.stage("a server", expected=60):
                 server = stack.enter_context(rollout_server(material.model, *flags, folder=folder))
             with console.stage(f"capture of {tokens} tokens", expected=tokens / 200):
-                lengths = Bench(server, seed=1).capture(tokens)
-        (folder / _FACTS).write_text(json.dumps({"lengths": lengths}))
+                lesson = Lesson(server, material.model, draft_length=LONGEST, seed=1)
+                lesson.capture(tokens)
+        (folder / _FACTS).write_text(json.dumps({"lengths": lesson.lengths}))
     if not (folder / _START).exists():
         with console.stage("a drafter to begin with", expected=20):
             _solve(material)

@@ -47,7 +47,7 @@ def write_data(material: Material) -> int:
     from datasets import Dataset
 
     folder, feed = material.folder / _DATA, material.feed()
-    training = feed.freshest(tokens=10**9)
+    training = list(feed.freshest(tokens=10**9))
     sequences = [*training, *feed.held_out(tokens=10**9)]
     (folder / "hidden_states").mkdir(parents=True, exist_ok=True)
     ids, masks = [], []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench.speculation import CAPTURE_BATCH
+from bench.lesson import CAPTURE_BATCH
 from bench.trainer.data import HELD_OUT_TOKENS, Material, held_out_loss
 from bench.trainer.job import DRAFT_LENGTH
 from tlt_workloads.shards import CapturedSequence

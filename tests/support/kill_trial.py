@@ -13,7 +13,7 @@ from tests.support.toy_language import ToyLanguage
 from tests.support.windows import Blow, Course, differences, run_killed
 from tlt_workloads.store import open_store
 from tlt_workloads.trainer.loop import train_window
-from tlt_workloads.trainer.session import open_session
+from tlt_workloads.trainer.opening import open_session
 from tlt_workloads.trainer.settings import TrainerSettings
 from tlt_workloads.trainer.stopping import StopFlag
 from tlt_workloads.trainer.window import WorkerMessage, WorkerStepped

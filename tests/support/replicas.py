@@ -15,8 +15,9 @@ import torch
 from tests.support.eventually import eventually, eventually_async
 from tlt_workloads.trainer.data import TrainingBatch
 from tlt_workloads.trainer.loop import train_window
+from tlt_workloads.trainer.opening import open_session
 from tlt_workloads.trainer.progress import ShardProgress
-from tlt_workloads.trainer.session import Session, open_session
+from tlt_workloads.trainer.session import Session
 from tlt_workloads.trainer.settings import TrainerSettings, WindowOrder
 from tlt_workloads.trainer.stopping import StopFlag
 from tlt_workloads.trainer.team.team import open_team

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,6 +46,22 @@ class TrainingBatch:
     packed: PackedBatch
     used: Mapping[tuple[str, int], int]
     policy_versions: tuple[int, int]
+
+
+class Selection:
+    """Chosen sequences, read anew whenever they are gone through, so that they need not fit into memory at once.
+
+    Those that cannot be read any more are left out.
+    """
+
+    def __init__(self, read: Callable[[str, int], CapturedSequence | None], chosen: Sequence[tuple[str, int]]) -> None:
+        self._read = read
+        self._chosen = chosen
+
+    def __iter__(self) -> Iterator[CapturedSequence]:
+        for path, index in self._chosen:
+            if sequence := self._read(path, index):
+                yield sequence
 
 
 class Feed:
@@ -166,16 +182,20 @@ class Feed:
                 count += item.rows
         return chosen
 
-    def freshest(self, *, tokens: int) -> list[CapturedSequence]:
+    @property
+    def known_rows(self) -> int:
+        """Rows that may be learnt from, whether or not that was done."""
+        return sum(item.rows for item in self._known.values())
+
+    def freshest(self, *, tokens: int) -> Selection:
         """Sequences to train on, those that come next by the buffer's rule, of about so many tokens together."""
         chosen, count = [], 0
         for item in self._order():
             if count >= tokens:
                 break
-            if sequence := self._sequence(item.shard, item.index):
-                chosen.append(_alone(sequence))
-                count += item.rows
-        return chosen
+            chosen.append((item.shard, item.index))
+            count += item.rows
+        return Selection(self._sequence, sorted(chosen))
 
     def token_counts(self) -> Counter[int]:
         """How often the policy produced each token, over all sequences that are known."""

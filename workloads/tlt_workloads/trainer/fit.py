@@ -14,12 +14,15 @@ of the embedding, whitened over the vocabulary, which no other token's resembles
 
 All hidden states are handled in units of their own spread, which the norms' gains supply.  Raw residual streams have a
 few dimensions a hundred times larger than the rest; there, one step of Adam undoes everything.
+
+The rows are gone through three times, block by block, and only sums over them are kept, so that memory does not grow
+with their number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,34 +33,64 @@ from tlt_workloads.trainer.model import FrozenTarget
 from tlt_workloads.trainer.packing import usable_rows
 
 _LAYER = "layers.0"
-_RIDGE = 0.1  # of a feature's variance
-_RIDGE_MLP = 0.3
+_RIDGE, _RIDGE_MLP = 0.1, 0.3  # of an input's variance
 _SELF_SCORE = 16.0  # attention logit of a position for itself, where others have about zero
 _UNIT = 0.125  # spread of what the weights see; with it the usual learning rates of Adam are right
 _VALUES = 0.125  # spread of what the attention carries
+_SAMPLE_ROWS = 1024  # evenly spread, that stand for all rows where a sum over them does not serve
 _CALIBRATION_ROWS = 256
 _VOCABULARY_ROWS = 8192  # of the embedding, evenly spread, that stand for all of it
-_BLOCK = 2048  # rows between two looks at the stop flag
+_BLOCK = 512  # rows between two looks at the stop flag, at least
 
 
 @dataclass(frozen=True, eq=False)
-class _Examples:
-    """Aligned rows of many sequences; row by row: features of token t, embedding of t + 1, last states of both."""
+class _Block:
+    """Aligned rows of some sequences; row by row: features of token t, embedding of t + 1, last states of both."""
 
-    features: torch.Tensor  # [rows, layers, hidden], each layer normalised
+    features: torch.Tensor  # [rows, layers * hidden], each layer normalised
     embedding: torch.Tensor  # [rows, hidden], normalised
     last: torch.Tensor  # [rows, hidden]
     next_last: torch.Tensor  # [rows, hidden]
 
-    def __len__(self) -> int:
-        return len(self.last)
+
+class _Regression:
+    """Ridge regression without intercept, from sums over rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._covariance = torch.zeros(())
+        self._products = torch.zeros(())
+
+    def add(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Takes rows in: [rows, inputs], [rows, outputs]."""
+        if not self.rows:
+            self._covariance = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
+            self._products = inputs.new_zeros(inputs.shape[1], outputs.shape[1])
+        self.rows += len(inputs)
+        self._covariance.addmm_(inputs.T, inputs)
+        self._products.addmm_(inputs.T, outputs)
+
+    def spread(self) -> torch.Tensor:
+        """Root mean square of each input [inputs]."""
+        return (self._covariance.diagonal() / self.rows).sqrt().clamp_min(1e-4)
+
+    def covariance(self, gain: torch.Tensor) -> torch.Tensor:
+        """Mean products [inputs, inputs] of the inputs times their gains [inputs]."""
+        return self._covariance * gain * gain[:, None] / self.rows
+
+    def solve(self, gain: torch.Tensor, *, ridge: float) -> torch.Tensor:
+        """Weights [inputs, outputs] for the inputs times their gains [inputs]; `ridge` is a share of their variance."""
+        covariance = self.covariance(gain)
+        covariance.diagonal().mul_(1 + ridge).add_(1e-9)
+        solution: torch.Tensor = torch.linalg.solve(covariance, self._products * gain[:, None] / self.rows)
+        return solution
 
 
 def fit_drafter(
     shape: DrafterConfig,
     tensors: Mapping[str, torch.Tensor],
     target: FrozenTarget,
-    sequences: Sequence[CapturedSequence],
+    sequences: Iterable[CapturedSequence],
     *,
     device: torch.device,
     check: Callable[[], None],
@@ -69,8 +102,9 @@ def fit_drafter(
         shape: of the drafter; it must normalise each auxiliary layer by itself.
         tensors: of any drafter of this shape; vocabulary and head are kept.
         target: embedding and head.
-        sequences: what the policy generated; a few thousand tokens are enough.
-        device: to calculate on; 4,000 rows of a model of width 576 take three seconds of one CPU core.
+        sequences: what the policy generated, gone through several times; a few thousand tokens are enough, and ten
+            times as many are better.
+        device: to calculate on; a core takes about half a millisecond for a row of a model of width 576.
         check: called between the steps of the calculation; raises to leave.
         seed: of the random projections.
 
@@ -81,28 +115,61 @@ def fit_drafter(
         StepAbandonedError: `check` raised it.
     """
     generator = torch.Generator().manual_seed(seed)
-    examples = _collect(shape, sequences, target, device)
-    spread = _spread(examples.last)  # the drafter works in units of it; the norm before the head puts it back
-    now, following = examples.last / spread, examples.next_last / spread
 
-    features, feature_gain = _standardised(examples.features.flatten(1))
-    mix = _regress(features, now, check=check)
-    state = features @ mix  # [rows, hidden], the last hidden state as the auxiliary layers foretell it
+    def blocks() -> Iterator[_Block]:
+        for block in _blocks(shape, sequences, target, device):
+            check()
+            yield block
+
+    seen_now, size = _Regression(), torch.zeros(shape.hidden_size, device=device)
+    for block in blocks():
+        seen_now.add(block.features, block.last)
+        size += block.last.pow(2).sum(0)
+    spread = (size / seen_now.rows).sqrt().clamp_min(1e-4)  # the drafter works in units of it
+    feature_gain = _UNIT / seen_now.spread()
+    check()
+    mix = seen_now.solve(feature_gain, ridge=_RIDGE) / spread
 
     vocabulary = _normalised(_thinned(target.embedding, _VOCABULARY_ROWS).to(device, torch.float32), shape)
-    _, embedding_gain = _standardised(vocabulary)
-    normal_state, state_gain = _standardised(_normalised(state, shape))
-    heard = torch.cat([examples.embedding * embedding_gain, normal_state], dim=1)  # [rows, 2 * hidden]
-    move = _regress(heard, following - state, check=check)  # [2 * hidden, hidden]
-    narrow, wide = _reduced(heard, move, spread, rank=shape.key_value_heads * shape.head_size)
-    check()
-    moved = state + heard @ narrow @ wide
+    embedding_gain = _UNIT / _spread(vocabulary)
 
-    seen, moved_gain = _standardised(_normalised(moved, shape))
+    def heard_in(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last hidden state as the auxiliary layers foretell it, and all that the attention may carry of it."""
+        state = (block.features * feature_gain) @ mix
+        return state, torch.cat([block.embedding * embedding_gain, _normalised(state, shape)], dim=1)
+
+    moves, samples = _Regression(), []
+    for block in blocks():
+        state, heard = heard_in(block)
+        moves.add(heard, block.next_last / spread - state)
+        samples.append(_every(block, math.ceil(seen_now.rows / _SAMPLE_ROWS)))
+    state_gain = _UNIT / moves.spread()[shape.hidden_size :]
+    gain = torch.cat([torch.ones_like(embedding_gain), state_gain])  # the embedding has its own already
+    check()
+    move = moves.solve(gain, ridge=_RIDGE)  # [2 * hidden, hidden]
+    narrow, wide = _reduced(moves.covariance(gain), move, spread, rank=shape.key_value_heads * shape.head_size)
+
+    def moved_in(block: _Block) -> torch.Tensor:
+        state, heard = heard_in(block)
+        return state + (heard * gain) @ narrow @ wide
+
+    check()
+    sample = _joined(samples)
+    moved_gain = _UNIT / _spread(_normalised(moved_in(sample), shape))
     gate, up = _random_features(shape, generator, device)
-    active = torch.nn.functional.silu(seen @ gate.T) * (seen @ up.T)  # [rows, intermediate]
-    down = _regress(active, following - moved, check=check, ridge=_RIDGE_MLP)
-    guess = _normalised(moved + active @ down, shape) * spread
+
+    def active_in(moved: torch.Tensor) -> torch.Tensor:
+        seen = _normalised(moved, shape) * moved_gain
+        return torch.nn.functional.silu(seen @ gate.T) * (seen @ up.T)  # [rows, intermediate]
+
+    missing = _Regression()
+    for block in blocks():
+        moved = moved_in(block)
+        missing.add(active_in(moved), block.next_last / spread - moved)
+    check()
+    down = missing.solve(torch.ones(shape.intermediate_size, device=device), ridge=_RIDGE_MLP)
+    moved = moved_in(sample)
+    guess = _normalised(moved + active_in(moved) @ down, shape) * spread
 
     check()
     looks = _self_attention(shape, vocabulary * embedding_gain, generator)  # [key-value heads, head, 2 * hidden]
@@ -119,7 +186,7 @@ def fit_drafter(
         f"{_LAYER}.mlp.gate_proj.weight": gate,
         f"{_LAYER}.mlp.up_proj.weight": up,
         f"{_LAYER}.mlp.down_proj.weight": down.T,
-        "norm.weight": spread * _best_scale(guess, examples.next_last, target.head.to(device, torch.float32)),
+        "norm.weight": spread * _best_scale(guess, sample.next_last, target.head.to(device, torch.float32)),
     }
     solved |= {f"fc_norm.{index}.weight": gain for index, gain in enumerate(feature_gain.chunk(len(shape.layer_ids)))}
     return {**tensors, **{name: tensor.contiguous() for name, tensor in solved.items()}}
@@ -131,49 +198,50 @@ def fitted_rows(sequence: CapturedSequence) -> range:
     return range(min(rows.stop, max(rows.start, sequence.prompt_length - 1)), rows.stop)
 
 
-def _collect(
-    shape: DrafterConfig, sequences: Sequence[CapturedSequence], target: FrozenTarget, device: torch.device
-) -> _Examples:
-    parts = [_aligned(shape, sequence, target) for sequence in sequences]
-    features, embedding, last, next_last = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
-    return _Examples(features, embedding, last, next_last)
+def _blocks(
+    shape: DrafterConfig, sequences: Iterable[CapturedSequence], target: FrozenTarget, device: torch.device
+) -> Iterator[_Block]:
+    waiting, rows = list[_Block](), 0
+    for sequence in sequences:
+        waiting.append(_aligned(shape, sequence, target, device))
+        rows += len(waiting[-1].last)
+        if rows >= _BLOCK:
+            yield _joined(waiting)
+            waiting, rows = [], 0
+    if rows:
+        yield _joined(waiting)
 
 
-def _aligned(shape: DrafterConfig, sequence: CapturedSequence, target: FrozenTarget) -> tuple[torch.Tensor, ...]:
+def _joined(blocks: list[_Block]) -> _Block:
+    columns = zip(*((block.features, block.embedding, block.last, block.next_last) for block in blocks), strict=True)
+    return _Block(*(torch.cat(column) for column in columns))
+
+
+def _every(block: _Block, stride: int) -> _Block:
+    return _Block(*(part[::stride] for part in (block.features, block.embedding, block.last, block.next_last)))
+
+
+def _aligned(shape: DrafterConfig, sequence: CapturedSequence, target: FrozenTarget, device: torch.device) -> _Block:
     rows = fitted_rows(sequence)
-    states = sequence.hidden_states[rows.start - sequence.first_row : rows.stop + 1 - sequence.first_row].float()
+    states = sequence.hidden_states[rows.start - sequence.first_row : rows.stop + 1 - sequence.first_row]
     tokens = sequence.token_ids[rows.start + 1 : rows.stop + 1].long()
-    embedding = _normalised(target.embedding[tokens].float(), shape)
-    return _normalised(states[:-1, :-1], shape), embedding, states[:-1, -1], states[1:, -1]
-
-
-def _regress(
-    inputs: torch.Tensor, outputs: torch.Tensor, *, check: Callable[[], None], ridge: float = _RIDGE
-) -> torch.Tensor:
-    """Ridge regression without intercept: [inputs, outputs]."""
-    covariance = inputs.new_zeros(inputs.shape[1], inputs.shape[1])
-    products = inputs.new_zeros(inputs.shape[1], outputs.shape[1])
-    for some, wanted in zip(torch.split(inputs, _BLOCK), torch.split(outputs, _BLOCK), strict=True):
-        check()
-        covariance.addmm_(some.T, some)
-        products.addmm_(some.T, wanted)
-    covariance.diagonal().mul_(1 + ridge).add_(1e-6)
-    check()
-    solution: torch.Tensor = torch.linalg.solve(covariance, products)
-    return solution
+    states, embedding = states.to(device).float(), target.embedding[tokens].to(device).float()
+    features = _normalised(states[:-1, :-1], shape).flatten(1)
+    return _Block(features, _normalised(embedding, shape), states[:-1, -1], states[1:, -1])
 
 
 def _reduced(
-    inputs: torch.Tensor, weights: torch.Tensor, importance: torch.Tensor, *, rank: int
+    covariance: torch.Tensor, weights: torch.Tensor, importance: torch.Tensor, *, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Two factors [inputs, rank] and [rank, outputs] of a regression's weights, closest in what they predict.
 
     Outputs count as the head will see them, by `importance` [outputs].  A rank beyond the outputs is filled with zeros.
     """
-    predicted = inputs @ (weights * importance)
-    directions = torch.linalg.eigh(predicted.T @ predicted).eigenvectors.T.flip(0)[:rank]  # the strongest first
-    narrow = (weights * importance) @ directions.T
-    scale = _spread(inputs @ narrow) / _VALUES
+    weighed = weights * importance
+    predicted = weighed.T @ covariance @ weighed
+    directions = torch.linalg.eigh(predicted).eigenvectors.T.flip(0)[:rank]  # the strongest first
+    narrow = weighed @ directions.T
+    scale = (narrow * (covariance @ narrow)).sum(0).clamp_min(0).sqrt().clamp_min(1e-4) / _VALUES
     missing = rank - len(directions)
     return (
         torch.nn.functional.pad(narrow / scale, (0, missing)),
@@ -224,12 +292,6 @@ def _best_scale(guess: torch.Tensor, wanted: torch.Tensor, head: torch.Tensor) -
     factors = [0.8**power for power in range(-1, 10)]
     losses = [-float((probabilities * torch.log_softmax(logits * factor, -1)).sum()) for factor in factors]
     return factors[losses.index(min(losses))]
-
-
-def _standardised(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values with every dimension at the same spread, and the gains [dimensions] that make them so."""
-    gain = _UNIT / _spread(values)
-    return values * gain, gain
 
 
 def _thinned(values: torch.Tensor, count: int) -> torch.Tensor:

@@ -56,6 +56,7 @@ class Learner:
         self.model = model
         self.objective = objective
         self.steps = 0
+        self._first_step = 0  # steps before are of other weights
         self._settings = settings
         self._parameters = trainable_tensors(model)
         self._optimiser = torch.optim.AdamW(
@@ -78,6 +79,11 @@ class Learner:
         )
         self._batches: list[TrainingBatch] = []
         self._positions = 0
+
+    @property
+    def is_between_steps(self) -> bool:
+        """Whether no gradient waits to be applied."""
+        return not self._batches
 
     def micro_step(self, batch: TrainingBatch) -> float:
         """Adds a batch's gradient and returns its mean loss.
@@ -110,7 +116,9 @@ class Learner:
         torch._foreach_mul_(gradients, min(1.0, self._settings.gradient_norm / (norm + 1e-6)) / positions)
         self.steps += 1
         for group in self._optimiser.param_groups:
-            group["lr"] = self._settings.learning_rate * min(1.0, self.steps / self._settings.warmup_steps)
+            group["lr"] = self._settings.learning_rate * min(
+                1.0, (self.steps - self._first_step) / self._settings.warmup_steps
+            )
         self._optimiser.step()
         applied = self._batches
         self._drop_gradients()
@@ -132,13 +140,13 @@ class Learner:
         state: dict[str, Any] = self._optimiser.state_dict()
         return state
 
-    def restore_moments(self, tensors: Mapping[str, torch.Tensor], *, steps: int) -> None:
-        """Puts the optimiser where the checkpoint left it."""
-        self.steps = steps
+    def restore_moments(self, tensors: Mapping[str, torch.Tensor], *, steps: int, first_step: int = 0) -> None:
+        """Puts the optimiser where the checkpoint left it; its moments are of the steps after `first_step`."""
+        self.steps, self._first_step = steps, first_step
         for name, parameter in self._parameters.items():
             if f"exp_avg.{name}" in tensors:
                 self._optimiser.state[parameter] = {
-                    "step": torch.tensor(float(steps), device=parameter.device),
+                    "step": torch.tensor(float(steps - first_step), device=parameter.device),
                     **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS},
                 }
 

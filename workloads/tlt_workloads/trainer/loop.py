@@ -1,4 +1,4 @@
-"""The window loop: maybe join others, maybe publish, next batch, step, maybe checkpoint, maybe stop."""
+"""The window loop: join others, solve anew, publish, each when it is due; next batch, step, checkpoint, stop."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
     try:
         while not stop.is_set:
             session.meet_others()
+            if session.solve_due:
+                session.keep(stop.abandon_step)
+                with stop.nothing_to_lose():
+                    session.try_solution(stop.abandon_step)
             if session.release_due:
                 session.keep(stop.abandon_step)
                 with stop.nothing_to_lose():

@@ -36,6 +36,9 @@ class TrainingProgress:
     windows: int = 0
     trained_seconds: float = 0.0
     micro_batch_tokens: int = 0  # as measured; 0 = not yet
+    solved_rows: int = 0  # that the drafter was last solved from, whether or not that was better
+    solve_seconds: float = 0.0  # how long that took
+    solved_steps: int = 0  # of the optimiser when it last began on solved weights
     first_policy_version: int | None = None
     last_policy_version: int | None = None
     parent: str | None = None  # newest revision of this line

@@ -11,10 +11,9 @@ from speculators.models.eagle3 import Eagle3DraftModel
 
 from tlt_workloads.contract import RevisionManifest
 from tlt_workloads.drafter import DrafterConfig, DraftVocabulary, TargetFiles
-from tlt_workloads.shards import ShardMetadata
-from tlt_workloads.store import Store, open_store
+from tlt_workloads.store import Store
 from tlt_workloads.trainer.checkpoint import CheckpointWriter
-from tlt_workloads.trainer.data import DataSettings, Feed, TrainingBatch
+from tlt_workloads.trainer.data import Feed, TrainingBatch
 from tlt_workloads.trainer.learner import Learner, OptimiserSettings
 from tlt_workloads.trainer.model import (
     FrozenTarget,
@@ -23,18 +22,15 @@ from tlt_workloads.trainer.model import (
     on_every_operation,
     read_frozen_target,
 )
-from tlt_workloads.trainer.progress import TrainingProgress, latest_progress
+from tlt_workloads.trainer.progress import TrainingProgress
 from tlt_workloads.trainer.release import attempted, judge, release, release_due
 from tlt_workloads.trainer.settings import TrainerSettings
+from tlt_workloads.trainer.solve import after_solution, on_solution, rows_due, solve
 from tlt_workloads.trainer.start import (
     Start,
-    find_start,
     parent_tensors,
-    shape_of_drafter,
-    solve_start,
     start_from,
 )
-from tlt_workloads.trainer.target import find_target, newest_policy
 from tlt_workloads.trainer.team.accounts import after_step, contribution_of
 from tlt_workloads.trainer.team.exchange import Sum
 from tlt_workloads.trainer.team.team import Team
@@ -47,7 +43,7 @@ SMALLEST_BATCH, LARGEST_BATCH = 64, 8192  # rows
 
 
 class Session:
-    """Made by `open_session`, one per window."""
+    """Made by `opening.open_session`, one per window."""
 
     def __init__(
         self,
@@ -108,6 +104,11 @@ class Session:
     def release_due(self) -> bool:
         """Whether it is time to try for a revision."""
         return self._leads and release_due(self._progress, publish_tokens=self._settings.publish_tokens)
+
+    @property
+    def solve_due(self) -> bool:
+        """Whether it is time to solve for the drafter again; not in a team, nor for a drafter that the job brought."""
+        return bool(self._team is None and self._learner.is_between_steps and self._rows_due())
 
     def meet_others(self) -> None:
         """Between two steps: becomes part of a team, or another part of it.
@@ -178,6 +179,33 @@ class Session:
         own_size = self._progress.micro_batch_tokens  # as measured on this device
         self._progress = replace(progress, micro_batch_tokens=own_size or progress.micro_batch_tokens)
         self._saved_at = _landmarks(progress)
+
+    def try_solution(self, check: Callable[[], None]) -> bool:
+        """Solves for a drafter and goes on from it when it is better than this one.
+
+        Raises:
+            StepAbandonedError: asked to stop half-way; nothing has changed.
+        """
+        begin = time.monotonic()
+        sequences = self._feed.freshest(tokens=self._rows_due())
+        tensors = self._learner.tensors()
+        own = {name[len("model.") :]: item.clone() for name, item in tensors.items() if name.startswith("model.")}
+        solution = solve(self._shape, own, self._frozen, sequences, device=self._device, check=check)
+        if solution is None:
+            return False
+        solved = self._build(solution.tensors)
+        on_every_operation(solved, check)
+        held_out = self._feed.held_out(tokens=self._settings.held_out_tokens)
+        judgement = judge(
+            solved, self._learner.model, held_out, draft_length=self._settings.config.draft_length, check=check
+        )
+        self._progress = after_solution(self._progress, solution, seconds=time.monotonic() - begin)
+        if judgement is None or not judgement.is_better:
+            return False
+        self._progress = on_solution(self._progress, solution, steps=self._learner.steps)
+        self._learner.forget()
+        self._learner = self._learner_from(Start(solution.tensors, self._progress))
+        return True
 
     def try_release(self, check: Callable[[], None]) -> RevisionManifest | None:
         """Judges the drafter against its parent and publishes it when it is better.
@@ -263,8 +291,13 @@ class Session:
             settings=OptimiserSettings(learning_rate=self._settings.config.learning_rate),
             check=self._check,
         )
-        learner.restore_moments(start.moments, steps=start.progress.steps)
+        learner.restore_moments(start.moments, steps=start.progress.steps, first_step=start.progress.solved_steps)
         return learner
+
+    def _rows_due(self) -> int:
+        if self._settings.config.initial_revision is not None:
+            return 0
+        return rows_due(self._progress, known=self._feed.known_rows, most=self._settings.most_solved_tokens)
 
     def _rows(self) -> int:
         return self._settings.config.micro_batch_tokens or self._progress.micro_batch_tokens or SMALLEST_BATCH
@@ -292,60 +325,6 @@ class Session:
         return build_drafter(
             self._shape, tensors, self._frozen, draft_length=self._settings.config.draft_length, device=self._device
         )
-
-
-def open_session(
-    settings: TrainerSettings, *, device: torch.device, check: Callable[[], None], team: Team | None = None
-) -> Session:
-    """Reads state and data.
-
-    Args:
-        settings: of the pod.
-        device: to train on.
-        check: called inside micro-steps; raises to leave one.
-        team: None trains alone for ever.
-
-    Raises:
-        StoreError, DrafterError: the settings do not fit what is there; trying again cannot help.
-        StepAbandonedError: asked to stop before there was anything to keep.
-    """
-    store = open_store(settings.job_store_url)
-    target = TargetFiles(find_target(settings.config.target_model), newer=newest_policy(store))
-    shape = shape_of_drafter(settings.config, target)
-    feed = Feed(
-        store,
-        metadata=ShardMetadata(model=settings.config.target_model, layer_ids=shape.layer_ids),
-        settings=DataSettings(
-            max_policy_lag=settings.config.max_policy_lag,
-            draft_length=settings.config.draft_length,
-            memory_bytes=settings.data_memory_bytes,
-        ),
-        progress=latest_progress(store).shards,
-    )
-    feed.refresh()
-    start = find_start(store, config=settings.config, target=target, shape=shape, token_counts=feed.token_counts)
-    frozen = read_frozen_target(target, start.tensors.get("t2d"))
-    if start.is_new and settings.config.initial_revision is None:
-        start = solve_start(
-            start,
-            shape=shape,
-            frozen=frozen,
-            sequences=feed.freshest(tokens=settings.solved_tokens),
-            device=device,
-            check=check,
-        )
-    return Session(
-        settings,
-        store=store,
-        target=target,
-        shape=shape,
-        frozen=frozen,
-        start=start,
-        feed=feed,
-        device=device,
-        check=check,
-        team=team,
-    )
 
 
 def _landmarks(progress: TrainingProgress) -> tuple[int, int]:

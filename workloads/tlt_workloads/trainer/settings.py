@@ -59,6 +59,7 @@ class TrainerSettings:
     publish_tokens: int = 2000  # trained positions after which a revision is tried
     held_out_tokens: int = 1000  # that a revision is judged by
     solved_tokens: int = 4000  # that a first drafter is solved from, at about a second of one core for 2,000
+    most_solved_tokens: int = 60_000  # that it is solved from again as they come; 0 = never again
     data_memory_bytes: int = 512 << 20
 
     @property

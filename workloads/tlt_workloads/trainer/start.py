@@ -6,8 +6,8 @@ The newest checkpoint, else the newest revision, else the drafter that the job n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from safetensors import SafetensorError
@@ -26,15 +26,10 @@ from tlt_workloads.drafter import (
     initial_tensors,
     parse_drafter_config,
 )
-from tlt_workloads.shards import CapturedSequence
 from tlt_workloads.store import Store, open_store
 from tlt_workloads.trainer.checkpoint import load_checkpoint
-from tlt_workloads.trainer.fit import fit_drafter, fitted_rows
-from tlt_workloads.trainer.model import FrozenTarget
 from tlt_workloads.trainer.progress import TrainingProgress
 from tlt_workloads.trainer.revisions import published_revisions, revision_folder
-
-FEWEST_ROWS = 500  # fewer would not determine a regression
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,34 +97,6 @@ def start_from(progress: TrainingProgress, tensors: Mapping[str, torch.Tensor]) 
     weights = {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     moments = {name: tensor for name, tensor in tensors.items() if not name.startswith("model.")}
     return Start(weights, progress, moments)
-
-
-def solve_start(
-    start: Start,
-    *,
-    shape: DrafterConfig,
-    frozen: FrozenTarget,
-    sequences: Sequence[CapturedSequence],
-    device: torch.device,
-    check: Callable[[], None],
-) -> Start:
-    """The drafter that linear regression finds from sequences, in the place of an untrained one.
-
-    Raises:
-        StepAbandonedError: `check` was asked to stop; nothing was done.
-    """
-    rows = sum(len(fitted_rows(sequence)) for sequence in sequences)
-    if rows < FEWEST_ROWS:
-        return start
-    tensors = fit_drafter(shape, start.tensors, frozen, sequences, device=device, check=check)
-    versions = [sequence.policy_version for sequence in sequences]
-    progress = replace(
-        start.progress,
-        trained_tokens=rows,
-        first_policy_version=min(versions),
-        last_policy_version=max(versions),
-    )
-    return replace(start, tensors=tensors, progress=progress)
 
 
 def parent_tensors(

@@ -19,7 +19,7 @@ import torch
 from tlt_workloads.drafter import DrafterError
 from tlt_workloads.store import StoreError
 from tlt_workloads.trainer.loop import train_window
-from tlt_workloads.trainer.session import open_session
+from tlt_workloads.trainer.opening import open_session
 from tlt_workloads.trainer.settings import TrainerSettings, WindowOrder
 from tlt_workloads.trainer.stopping import StopFlag
 from tlt_workloads.trainer.target import TargetError

@@ -14,7 +14,8 @@ from tlt_workloads.shards import CapturedSequence
 from tlt_workloads.trainer.evaluate import score_sequences, summarise
 from tlt_workloads.trainer.fit import fit_drafter, fitted_rows
 from tlt_workloads.trainer.model import FrozenTarget, build_drafter, read_frozen_target
-from tlt_workloads.trainer.start import Start, solve_start
+from tlt_workloads.trainer.solve import solve_start
+from tlt_workloads.trainer.start import Start
 from tlt_workloads.trainer.stopping import StepAbandonedError
 
 CPU = torch.device("cpu")

@@ -16,9 +16,10 @@ from tlt_workloads.store import Store, open_store
 from tlt_workloads.trainer.checkpoint import load_checkpoint
 from tlt_workloads.trainer.data import DataSettings, Feed
 from tlt_workloads.trainer.loop import train_window
+from tlt_workloads.trainer.opening import open_session
 from tlt_workloads.trainer.progress import latest_progress
 from tlt_workloads.trainer.revisions import published_revisions
-from tlt_workloads.trainer.session import Session, open_session
+from tlt_workloads.trainer.session import Session
 from tlt_workloads.trainer.settings import TrainerSettings
 from tlt_workloads.trainer.stopping import StopFlag
 from tlt_workloads.trainer.window import WindowEnd, WorkerMessage, WorkerSkipped, WorkerStepped

@@ -35,8 +35,8 @@ SPEC = {
     "capture": {"maxTokensPerStep": 1 << 30},
     "release": {"canary": {"replicas": 0, "minDrafts": 200, "timeLimit": f"{TIME_LIMIT:g}s"}},
 }
-RECORDED_REQUESTS, RECORDED_TOKENS, COPIES = 4, 400, 60
-REQUESTS, TOKENS = 4, 600  # of each pod and round
+RECORDED_REQUESTS, RECORDED_TOKENS, COPIES = 8, 300, 3  # of eight sequences in a shard one is held out
+REQUESTS, TOKENS = 4, 300  # of each pod and round
 NO_MORE_TRAINING = 1 << 40  # tokens
 LEARNING_SECONDS, RULING_SECONDS, BACK_SECONDS = 600.0, 300.0, 120.0
 BAD_WEIGHTS = """
@@ -92,17 +92,19 @@ class Bench:
             raise StageError(
                 "no drafter was trained", advice="see the conditions of the TLTJob", evidence=self._rig.evidence()
             )
-        self._rig.patch_job(
-            {
-                "training": {"trigger": {"minNewTokens": NO_MORE_TRAINING}},
-                "release": {"canary": {"replicas": 1}},
-            }
-        )
         # A window that is under way may still publish one, which must not be taken for a bad one.
+        self._rig.patch_job({"suspend": True})
         if not wait_until(self._quiet, seconds=LEARNING_SECONDS):
             raise StageError(
                 "training does not end", advice="look at the operator's log", evidence=self._rig.evidence()
             )
+        self._rig.patch_job(
+            {
+                "suspend": False,
+                "training": {"trigger": {"minNewTokens": NO_MORE_TRAINING}},
+                "release": {"canary": {"replicas": 1}},
+            }
+        )
         return self._active()
 
     def round(self, *, good: str, number: int, seed: int, offered: bool) -> Round:
@@ -225,6 +227,7 @@ def metrics(rounds: Sequence[Round]) -> dict[str, float | int | None]:
         "offered": len(offers),
         "promoted": sum(item.promoted for item in offers),
         "shown_worse": sum(item.reason == "Worse" for item in offers),
+        "avoided": sum(item.reason == "Avoided" for item in offers),
         "throughput_loss_share": 1 - with_them / without if with_them and without else None,
         "throughput_loss_median_share": 1 - statistics.median(rate[True] / rate[False] for rate in rates)
         if rates
@@ -251,7 +254,7 @@ def measure(console: Console, *, offers: int, seed: int, keep: bool) -> list[Rou
         with console.stage("a first drafter", expected=240):
             good = bench.learn()
         number = bench.next_number()
-        with console.stage(f"{offers} bad drafters, each in a round beside one without", expected=130.0 * offers):
+        with console.stage(f"{offers} bad drafters, each in a round beside one without", expected=75.0 * offers):
             for index in range(offers):
                 for offered in (True, False) if index % 2 == 0 else (False, True):
                     rounds.append(bench.round(good=good, number=number + index, seed=seed + index, offered=offered))

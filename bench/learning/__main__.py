@@ -1,0 +1,213 @@
+"""How a drafter learns from a job's own rollouts, and how fast it is back after the policy has changed.
+
+One server with the plugin and SmolLM2-135M.  It answers the example's questions at temperature 0.7 and records its
+hidden states; between two recordings the trainer's window loop runs for a while on all cores of this machine, each of
+which stands for an accelerator, with the settings that a trainer pod has.  After every window the newest revision is
+loaded and meets questions that were never recorded: that is the live accept length.  Then the same questions are
+answered one at a time with and without speculation, turn about.
+
+At the end the example's own GRPO learner takes real steps, which change the policy and are recorded; the drafter is
+measured before and after one window of a minute.  `recovery_ratio` is the accept length after it against that before
+the steps.
+
+python -m bench.learning [--steps 3] [--learning-rate 1e-5] [--seed 1] [--publish]
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import engines, rl_task, tables
+from bench.demo.console import Console
+from bench.learning import grpo
+from bench.learning.picture import Point, draw
+from bench.lesson import Lesson
+from bench.results import ROOT
+from tests.support.rollout_server import RolloutServer, rollout_server
+
+DRAFT_LENGTH = 3
+STAGES = ((20_000, 60.0), (50_000, 90.0), (100_000, 150.0), (200_000, 300.0))  # recorded in all, then trained for (s)
+WINDOW = 60.0  # seconds, after the policy has changed
+MEASURED_BATCH, MEASURED_TOKENS = 16, 256  # answers at once, and tokens of each
+SINGLE_TOKENS, SINGLE_ROUNDS = 256, 5
+UNSEEN = 600  # questions
+FOLDER = ROOT / "build" / "bench"
+PICTURE = ROOT / "docs" / "images" / "learning.png"
+
+
+@dataclass
+class Bench:
+    """A server, its lesson, and what was seen so far."""
+
+    lesson: Lesson
+    unseen: Sequence[str]
+    points: list[Point] = field(default_factory=list)
+    trained: float = 0.0  # seconds
+
+    @property
+    def server(self) -> RolloutServer:
+        """That answers."""
+        return self.lesson.server
+
+    def accept_length(self) -> float:
+        """Of the drafter in place, over answers to the same questions each time."""
+        self._speculate(DRAFT_LENGTH)
+        before = self._counts()
+        with concurrent.futures.ThreadPoolExecutor(MEASURED_BATCH) as pool:
+            asked = self.unseen[:MEASURED_BATCH]
+            list(pool.map(lambda prompt: self.lesson.answer(prompt, tokens=MEASURED_TOKENS, fixed=True), asked))
+        drafts, accepted = (now - then for now, then in zip(self._counts(), before, strict=True))
+        return 1 + accepted / drafts
+
+    def look(self, *, offline: float | None, is_other_policy: bool = False) -> Point:
+        """Measures the drafter in place."""
+        point = Point(
+            seconds=self.trained,
+            tokens=self.lesson.recorded,
+            accept_length=self.accept_length(),
+            offline=offline,
+            is_other_policy=is_other_policy,
+        )
+        self.points.append(point)
+        return point
+
+    def train(self, seconds: float) -> Point:
+        """One window; the newest revision after it."""
+        self.lesson.train(seconds)
+        self.trained += seconds
+        return self.look(offline=self.lesson.load_newest().evaluation.accept_length)
+
+    def single_rates(self, *, turn: int) -> tuple[float, float]:
+        """Tokens per second of one request alone, without and with speculation; the order changes with the turn."""
+        found = {}
+        for length in (0, DRAFT_LENGTH) if turn % 2 == 0 else (DRAFT_LENGTH, 0):
+            self._speculate(length)
+            began = time.monotonic()
+            tokens = self.lesson.answer(self.unseen[MEASURED_BATCH + turn], tokens=SINGLE_TOKENS, fixed=True)
+            found[length] = tokens / (time.monotonic() - began)
+        return found[0], found[DRAFT_LENGTH]
+
+    def record_while_drafting(self) -> None:
+        """As a job does it."""
+        engines.configure(self.server, capture={}, draft_length=DRAFT_LENGTH)
+
+    def _speculate(self, length: int) -> None:
+        engines.configure(self.server, capture={"enabled": False}, draft_length=length)
+
+    def _counts(self) -> tuple[int, int]:
+        """Drafts and accepted tokens so far at this draft length."""
+        by_length = {item["draftLength"]: item for item in self.server.state()["acceptance"]["byLength"]}
+        item = by_length.get(DRAFT_LENGTH, {"drafts": 0, "acceptedTokens": 0})
+        return int(item["drafts"]), int(item["acceptedTokens"])
+
+
+def learn(console: Console, bench: Bench) -> None:
+    """The curve."""
+    console.say(f"  untrained: {_told(bench.look(offline=None))}")
+    for tokens, seconds in STAGES:
+        with console.stage(
+            f"recording until there are {tokens} tokens", expected=(tokens - bench.lesson.recorded) / 400
+        ):
+            bench.lesson.capture(tokens)
+        with console.stage(f"training for {seconds:.0f} s", expected=seconds + 60):
+            console.say(f"  {_told(bench.train(seconds))}")
+
+
+def recover(console: Console, bench: Bench, model: Path, *, steps: int, learning_rate: float) -> dict[str, float]:
+    """Real RL steps, and a window after them."""
+    before = bench.points[-1].accept_length
+    bench.record_while_drafting()
+    with console.stage(f"{steps} steps of GRPO", expected=90.0 * steps):
+        lines = grpo.take_steps(bench.server, model, steps=steps, learning_rate=learning_rate)
+    changed = bench.look(offline=None, is_other_policy=True)
+    console.say(f"  {_told(changed)}")
+    with console.stage(f"a window of {WINDOW:.0f} s", expected=WINDOW + 60):
+        after = bench.train(WINDOW)
+    console.say(f"  {_told(after)}")
+    return {
+        "rl_steps": len(lines),
+        "rl_learning_rate": learning_rate,
+        "rl_reward": statistics.mean(line["reward"] for line in lines),
+        "policy_change_share": grpo.policy_change(bench.server, model),
+        "accept_length_after_steps": changed.accept_length,
+        "accept_length_after_window": after.accept_length,
+        "recovery_ratio": after.accept_length / before,
+    }
+
+
+def measure(
+    console: Console, *, steps: int, learning_rate: float, seed: int, publish: bool
+) -> dict[str, float | int | None]:
+    """Runs everything on this machine."""
+    model = engines.small_model()
+    flags = (*engines.FLAGS, "--speculative-tokens", str(DRAFT_LENGTH))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        with console.stage("a server", expected=60):
+            server = stack.enter_context(rollout_server(model, *flags, folder=Path(folder)))
+        lesson = Lesson(server, model, draft_length=DRAFT_LENGTH, seed=seed)
+        bench = Bench(lesson, rl_task.prompts(UNSEEN, seed=seed + 1))
+        learn(console, bench)
+        with console.stage("one request at a time", expected=12.0 * SINGLE_ROUNDS):
+            rates = [bench.single_rates(turn=turn) for turn in range(SINGLE_ROUNDS)]
+        learnt = bench.points[-1]
+        recovered = recover(console, bench, model, steps=steps, learning_rate=learning_rate)
+    picture = draw(bench.points, PICTURE if publish else FOLDER / PICTURE.name, draft_length=DRAFT_LENGTH)
+    console.say(f"learning curve: {picture}")
+    return {
+        "captured_tokens": STAGES[-1][0],
+        "training_s": sum(seconds for _, seconds in STAGES),
+        "draft_length": DRAFT_LENGTH,
+        "accept_length": learnt.accept_length,
+        "accept_length_offline": learnt.offline,
+        "single_request_ratio": statistics.median(drafted / plain for plain, drafted in rates),
+        "single_request_tokens_per_s": statistics.median(drafted for _, drafted in rates),
+        "single_request_tokens_per_s_off": statistics.median(plain for plain, _ in rates),
+        **{
+            f"accept_length_{tokens // 1000}k_tokens": point.accept_length
+            for (tokens, _), point in zip(STAGES, bench.points[1:], strict=False)
+        },
+        "accept_length_untrained": bench.points[0].accept_length,
+        **recovered,
+    }
+
+
+def _told(point: Point) -> str:
+    judged = "" if point.offline is None else f" ({point.offline:.3f} on held-out answers)"
+    return f"accept length {point.accept_length:.3f}{judged} after {point.tokens} tokens and {point.seconds:.0f} s"
+
+
+def main() -> int:
+    """Measures, writes bench/results/learning.json and the page that is made from it."""
+    parser = argparse.ArgumentParser(prog="python -m bench.learning", description=__doc__)
+    parser.add_argument("--steps", type=int, default=3, help="of GRPO (default 3)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-5, help="of GRPO (default 1e-5, the example has 2e-6)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the questions (default 1)")
+    parser.add_argument("--publish", action="store_true", help=f"draws {PICTURE.relative_to(ROOT)}")
+    parser.add_argument("--dry", action="store_true", help="print the figures and write nothing")
+    options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps: {options.steps} is less than 1")
+    found = measure(
+        Console(),
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        seed=options.seed,
+        publish=options.publish,
+    )
+    tables.publish("learning", found, dry=options.dry)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

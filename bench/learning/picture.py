@@ -1,0 +1,52 @@
+"""The learning curve: accept length by seconds of training, live and as judged offline, and what RL steps did to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LIVE, OFFLINE, POLICY = "#009E73", "#999999", "#CC79A7"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One look at the drafter."""
+
+    seconds: float  # of training until then, on all cores
+    tokens: int  # recorded until then
+    accept_length: float  # live, at temperature 0.7
+    offline: float | None = None  # as the trainer judged it
+    is_other_policy: bool = False  # RL steps were taken since the point before
+
+
+def draw(points: Sequence[Point], path: Path, *, draft_length: int) -> Path:
+    """Writes the picture as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 4.6), layout="constrained")
+    seconds = [point.seconds for point in points]
+    axis.plot(seconds, [point.accept_length for point in points], color=LIVE, marker="o", label="live, in vLLM")
+    judged = [(point.seconds, point.offline) for point in points if point.offline is not None]
+    axis.plot(*zip(*judged, strict=True), color=OFFLINE, marker=".", linestyle=":", label="held-out, by the trainer")
+    for point in points:
+        text = f"{point.accept_length:.2f}\n{point.tokens // 1000}k tokens"
+        axis.annotate(text, (point.seconds, point.accept_length), textcoords="offset points", xytext=(0, -26),
+                      ha="center", fontsize=8)  # fmt: skip
+        if point.is_other_policy:
+            axis.axvline(point.seconds, color=POLICY, linewidth=0.9, linestyle=(0, (4, 3)))
+            axis.text(point.seconds, 1.02, " RL steps", color=POLICY, fontsize=8, va="bottom")
+    axis.set_ylim(bottom=1.0)
+    axis.margins(x=0.06, y=0.2)
+    axis.set_xlabel("seconds of training")
+    axis.set_ylabel(f"accept length, {draft_length} drafted tokens")
+    axis.legend(frameon=False, loc="lower right")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path

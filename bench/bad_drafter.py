@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench import results, tables
@@ -36,7 +36,7 @@ SPEC = {
     "release": {"canary": {"replicas": 0, "minDrafts": 200, "timeLimit": f"{TIME_LIMIT:g}s"}},
 }
 RECORDED_REQUESTS, RECORDED_TOKENS, COPIES = 8, 300, 3  # of eight sequences in a shard one is held out
-REQUESTS, TOKENS = 4, 300  # of each pod and round
+REQUESTS, TOKENS = 8, 900  # of each pod and round
 NO_MORE_TRAINING = 1 << 40  # tokens
 LEARNING_SECONDS, RULING_SECONDS, BACK_SECONDS = 600.0, 300.0, 120.0
 BAD_WEIGHTS = """
@@ -81,7 +81,7 @@ class Bench:
 
     def __init__(self, made: Rig) -> None:
         self._rig = made
-        self._pool = concurrent.futures.ThreadPoolExecutor(16)
+        self._pool = concurrent.futures.ThreadPoolExecutor(4 * REQUESTS)
 
     def learn(self) -> str:
         """A first drafter in both pods, and an end of the training; its name."""
@@ -114,21 +114,18 @@ class Bench:
         began = time.monotonic()
         pods = [self._pool.submit(self._generate, pod, tokens=TOKENS, requests=REQUESTS) for pod in self._rig.pods]
         if not offered:
-            tokens = sum(job.result() for job in pods)
-            return Round(offered=False, tokens=tokens, seconds=time.monotonic() - began)
+            return _round(pods, began)
         self._offer(name, good=good, digest=digest)
         offered_at = time.monotonic()
         status = self._until_ruled(name)
         ruled = time.monotonic() - offered_at
-        tokens = sum(job.result() for job in pods)
-        seconds = time.monotonic() - began
+        generated = _round(pods, began)
         facts = {item["type"]: item for item in status["conditions"]}
         if not wait_until(lambda: self._all_have(good), seconds=BACK_SECONDS):
             raise StageError("the good drafter did not come back", advice="see the DrafterRevisions")
-        return Round(
+        return replace(
+            generated,
             offered=True,
-            tokens=tokens,
-            seconds=seconds,
             promoted=facts["Promoted"]["status"] == "True" or status["phase"] in ("Active", "Superseded"),
             canary_seconds=ruled,
             canary_drafts=status.get("evidence", {}).get("canaryDrafts"),
@@ -204,11 +201,20 @@ class Bench:
         open_ones = [item for item in self._revisions() if _phase(item) in ("", "Candidate", "Canary")]
         return not open_ones and bool(self._active()) and all(pod.state().lease is None for pod in self._rig.pods)
 
-    def _generate(self, pod: RolloutPod, *, tokens: int, requests: int) -> int:
+    def _generate(self, pod: RolloutPod, *, tokens: int, requests: int) -> tuple[int, float]:
+        """Tokens of all answers, and when the last of them was there."""
         jobs = [
             self._pool.submit(pod.generate, number=number, tokens=tokens, temperature=0.0) for number in range(requests)
         ]
-        return sum(job.result() for job in jobs)
+        return sum(job.result() for job in jobs), time.monotonic()
+
+
+def _round(pods: Sequence[concurrent.futures.Future[tuple[int, float]]], began: float) -> Round:
+    """What the pods have generated, until the last of them was done; a ruling may come later."""
+    answers = [job.result() for job in pods]
+    return Round(
+        offered=False, tokens=sum(tokens for tokens, _ in answers), seconds=max(end for _, end in answers) - began
+    )
 
 
 def _phase(revision: dict[str, Any]) -> str:

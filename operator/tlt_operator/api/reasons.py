@@ -148,8 +148,8 @@ REVISION_EXPLANATIONS: Mapping[RevisionCondition, Mapping[RevisionReason, str]] 
         RevisionReason.WORSE: "True: the trial has shown that it is worse.",
         RevisionReason.SEEMS_WORSE: "True: `spec.release.canary.timeLimit` passed, and it looks worse.",
         RevisionReason.AVOIDED: (
-            "True: `spec.release.canary.timeLimit` passed, and engines that had it hardly drafted with it, by "
-            "`spec.speculation.mode: Adaptive`."
+            "True: engines that had it stopped drafting with it, as `spec.speculation.mode: Adaptive` lets them, while "
+            "the others drafted."
         ),
         RevisionReason.REFUSED: "True: a canary refused it, or most pods did.",
         RevisionReason.CRASH_LOOP: "True: canaries that had it started again and again.",

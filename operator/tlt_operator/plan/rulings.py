@@ -65,6 +65,10 @@ def judge(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
 
 def _with_few_drafts(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
     """Nothing is promoted that was not seen at work."""
+    if trial.is_avoided(setup.min_drafts):
+        # Waiting for the time limit could show nothing more: these engines will not draft.
+        told = f"Engines that had it stopped drafting with it: {_figures(trial, setup)}"
+        return _worse(trial, snapshot, RevisionReason.AVOIDED, told)
     if trial.seconds < setup.time_limit:
         return _tried_on(trial)
     canary = trial.canary
@@ -74,9 +78,6 @@ def _with_few_drafts(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
         if canary.length >= 1 + TOLERANCE:
             return _promoted(RevisionReason.NO_REGRESSION, f"Helps: {told}")
         return _withdrawn(RevisionReason.SEEMS_WORSE, f"Does not help: {told}")
-    if trial.is_avoided(setup.min_drafts):
-        told = f"Engines that had it stopped drafting with it: {_figures(trial, setup)}"
-        return _worse(trial, snapshot, RevisionReason.AVOIDED, told)
     tried = _tried_on(
         trial,
         f"fewer than {setup.min_drafts} drafts to compare in {setup.time_limit:g} s; it stays with its canaries "

@@ -295,7 +295,9 @@ def test_a_drafter_that_engines_stop_drafting_with_is_noticed() -> None:
 
 
 def test_few_drafts_of_few_tokens_are_nobodys_choice() -> None:
-    assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 150}, GOOD)
+    assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 390}, GOOD)
+    assert avoided({"drafts": 0, "accepted": 0, "generated_tokens": 600}, GOOD)
+    assert not avoided({"drafts": 0, "accepted": 0, "generated_tokens": 590}, GOOD)
     assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 2000}, {**GOOD, "drafts": 0, "accepted": 0})
 
 

@@ -36,7 +36,7 @@ SPEC = {
     "release": {"canary": {"replicas": 0, "minDrafts": 200, "timeLimit": f"{TIME_LIMIT:g}s"}},
 }
 RECORDED_REQUESTS, RECORDED_TOKENS, COPIES = 8, 300, 3  # of eight sequences in a shard one is held out
-REQUESTS, TOKENS = 8, 900  # of each pod and round
+REQUESTS, TOKENS = 8, 600  # of each pod and round
 NO_MORE_TRAINING = 1 << 40  # tokens
 LEARNING_SECONDS, RULING_SECONDS, BACK_SECONDS = 600.0, 300.0, 120.0
 BAD_WEIGHTS = """

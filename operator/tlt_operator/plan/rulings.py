@@ -13,6 +13,7 @@ from tlt_operator.plan.sequential_test import FINE_ERROR, TOLERANCE, WORSE_ERROR
 from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.trial import Comparison, Setup, Trial
 
+FEWEST_DRAFTS = 50  # on each side, before anything is held to be worse; harm that is certain waits for no more
 CRASHES = 2  # restarts of canaries after which it is the revision's doing; one alone may be anybody's
 
 
@@ -45,12 +46,12 @@ def judge(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
         return _withdrawn(RevisionReason.CRASH_LOOP, f"Its canaries' containers started again {trial.crashes} times")
     if snapshot.job.spec.suspend:
         return _tried_on(trial, "the job is suspended")
-    if not trial.has_seen(setup.min_drafts):
-        return _with_few_drafts(trial, snapshot, setup)
     evidence = trial.evidence
-    if evidence.shows_worse:
+    if evidence.shows_worse and trial.has_seen(min(FEWEST_DRAFTS, setup.min_drafts)):
         told = f"Worse (wrong in at most {WORSE_ERROR:.0%} of trials): {_figures(trial, setup)}"
         return _worse(trial, snapshot, RevisionReason.WORSE, told)
+    if not trial.has_seen(setup.min_drafts):
+        return _with_few_drafts(trial, snapshot, setup)
     if evidence.shows_fine:
         told = f"Not worse by {TOLERANCE:.0%} (wrong in at most {FINE_ERROR:.0%} of trials): {_figures(trial, setup)}"
         return _promoted(RevisionReason.TEST_PASSED, told)

@@ -252,13 +252,22 @@ class TestTrial:
         assert loads(rollout) == {"b-uid": "demo-r2"}
         assert marks(rollout) == {"demo-r2": ACTIVE, "demo-r1": SUPERSEDED}
 
-    def test_nothing_is_judged_before_enough_drafts(self) -> None:
+    @pytest.mark.parametrize("length", [1.3, 1.9])
+    def test_nothing_is_promoted_nor_doubted_before_enough_drafts(self, length: float) -> None:
         for seconds in (10.0, 10_000.0):
             rollout = trial(
-                self.FIRST, make_revision(2, CANARY), canary=(499, 1.0), control=(5000, 2.0), seconds=seconds
+                self.FIRST, make_revision(2, CANARY), canary=(499, length), control=(5000, 1.4), seconds=seconds
             )
             assert marks(rollout)["demo-r2"] is CANARY
             assert reason(rollout, "demo-r2") is RevisionReason.ON_TRIAL
+
+    def test_harm_that_is_certain_does_not_wait_for_them(self) -> None:
+        sides: Any = {"control": (1000, 2.2)}
+        revisions = (self.FIRST, make_revision(2, CANARY))
+        rollout = trial(*revisions, canary=(300, 1.02), **sides)
+        assert marks(rollout)["demo-r2"] is ROLLED_BACK
+        assert reason(rollout, "demo-r2") is RevisionReason.WORSE
+        assert marks(trial(*revisions, canary=(49, 1.0), **sides))["demo-r2"] is CANARY
 
     def test_one_that_engines_avoid_is_rolled_back_before_its_time_is_over(self) -> None:
         """Adaptive engines draft no more with a drafter that is bad enough, so that it never has enough drafts."""

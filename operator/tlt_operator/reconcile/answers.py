@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -86,6 +86,13 @@ class Answers(Generic[State]):
             if uid not in self._tasks:
                 answer = self._answers.setdefault(uid, Answer(since=self._clock.steady()))
                 self._tasks[uid] = (url, asyncio.create_task(self._follow(url, answer), name=f"poll {url}"))
+
+    def ask_anew(self, uids: Iterable[str]) -> None:
+        """Asks these pods now instead of when they have something to say; what they answered stays until then."""
+        for uid in self._tasks.keys() & set(uids):
+            url, task = self._tasks[uid]
+            task.cancel()
+            self._tasks[uid] = (url, asyncio.create_task(self._follow(url, self._answers[uid]), name=f"poll {url}"))
 
     def get(self, uid: str) -> Answer[State] | None:
         """The last answer of a pod, None when it is not followed."""

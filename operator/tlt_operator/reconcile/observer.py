@@ -177,8 +177,11 @@ class Observer:
 
     def ask_closely(self, job: Job, uids: Iterable[str]) -> None:
         """Asks these rollout pods often for what they count while their state stays as it is."""
-        pods = self._known_pods().by_uid
-        self._closely = frozenset(pod_url(pods[uid], job.spec.port) for uid in uids if uid in pods)
+        pods, before = self._known_pods().by_uid, self._closely
+        wanted = {uid: pod_url(pods[uid], job.spec.port) for uid in uids if uid in pods}
+        self._closely = frozenset(wanted.values())
+        # A long poll that is open already would first last to its end.
+        self._rollout_answers.ask_anew(uid for uid, url in wanted.items() if url not in before)
 
     def snapshot(
         self, job: Job, *, deeds: Deeds, memories: Memories, rivals: tuple[Wish, ...], child_failure: str | None

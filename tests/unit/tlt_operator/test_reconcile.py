@@ -180,6 +180,7 @@ class Pods:
     def __init__(self) -> None:
         self.script: dict[str, list[Any]] = {}
         self.asked: list[tuple[str, int]] = []
+        self.patience = 0.05  # seconds of a poll without news
 
     async def ask(self, url: str, seq: int) -> RolloutState:
         self.asked.append((url, seq))
@@ -188,7 +189,7 @@ class Pods:
         if isinstance(item, Exception):
             raise item
         if item.seq == seq:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(self.patience)
         assert isinstance(item, RolloutState)
         return item
 
@@ -253,3 +254,17 @@ async def test_pod_that_is_gone_is_forgotten_and_one_that_moved_is_asked_anew(po
     await eventually_async(lambda: ("v", 0) in polls.pods.asked, reason="a poll at the new address")
     polls.answers.follow({})
     assert polls.answers.get("a") is None
+
+
+async def test_a_poll_that_would_last_gives_way_to_a_new_question(polls: Polls) -> None:
+    """When a trial begins, what its pods have counted must not come with the end of a poll of 20 seconds."""
+    polls.pods.patience = 3600.0
+    polls.pods.script = {"u": [make_state(seq=1), make_state(seq=1, generated_tokens=5)], "v": [make_state(seq=1)]}
+    polls.answers.follow({"a": "u", "b": "v"})
+    await eventually_async(lambda: polls.pods.asked.count(("u", 1)) == 1, reason="an open poll")
+    polls.answers.ask_anew(["a", "unknown"])
+    answer = polls.answers.get("a")
+    assert answer is not None
+    await eventually_async(lambda: answer.state and answer.state.generated_tokens == 5, reason="the new answer")
+    assert polls.pods.asked.count(("v", 0)) == 1, "nobody else is asked"
+    assert len(polls.wakes) == 2, "counters are no news"

@@ -66,7 +66,7 @@ class Round:
     tokens: int
     seconds: float
     promoted: bool = False  # the bad drafter was the active one at some time
-    canary_seconds: float | None = None  # from the offer to the ruling
+    canary_seconds: float | None = None  # of the trial
     canary_drafts: int | None = None
     reason: str = ""
 
@@ -116,10 +116,9 @@ class Bench:
         if not offered:
             return _round(pods, began)
         self._offer(name, good=good, digest=digest)
-        offered_at = time.monotonic()
+        generated = _round(pods, began)  # looking for the ruling meanwhile would take from the pods' cores
         status = self._until_ruled(name)
-        ruled = time.monotonic() - offered_at
-        generated = _round(pods, began)
+        evidence = status.get("evidence", {})
         facts = {item["type"]: item for item in status["conditions"]}
         if not wait_until(lambda: self._all_have(good), seconds=BACK_SECONDS):
             raise StageError("the good drafter did not come back", advice="see the DrafterRevisions")
@@ -127,8 +126,8 @@ class Bench:
             generated,
             offered=True,
             promoted=facts["Promoted"]["status"] == "True" or status["phase"] in ("Active", "Superseded"),
-            canary_seconds=ruled,
-            canary_drafts=status.get("evidence", {}).get("canaryDrafts"),
+            canary_seconds=evidence.get("trialSeconds"),
+            canary_drafts=evidence.get("canaryDrafts"),
             reason=facts["RolledBack"]["reason"],
         )
 
@@ -260,7 +259,7 @@ def measure(console: Console, *, offers: int, seed: int, keep: bool) -> list[Rou
         with console.stage("a first drafter", expected=240):
             good = bench.learn()
         number = bench.next_number()
-        with console.stage(f"{offers} bad drafters, each in a round beside one without", expected=75.0 * offers):
+        with console.stage(f"{offers} bad drafters, each in a round beside one without", expected=70.0 * offers):
             for index in range(offers):
                 for offered in (True, False) if index % 2 == 0 else (False, True):
                     rounds.append(bench.round(good=good, number=number + index, seed=seed + index, offered=offered))

@@ -113,14 +113,14 @@ class Trial:
         """Whether engines that choose how much they draft have turned away from it.
 
         Had the canaries drafted as the controls did, their tokens would have taken twice `min_drafts` drafts, and
-        several times as many as they made; and the few that they made look worse.  They may have made all of these
-        before the first look, so that none was counted; then it takes more tokens.
+        several times as many as they made; and the few that they made look worse.  Where nothing can be compared, since
+        they were all made before the first look or in lengths that the controls do not draft, it takes more tokens.
         """
         canary, control = (sum(arm.written for arm in self.arms if arm.side is side) for side in Side)
         expected = self.control.drafts * canary / control if control else 0.0
-        if not self.canary.drafts:
-            return expected >= AVOIDED * min_drafts
-        return expected >= max(2 * min_drafts, AVOIDED * self.canary.drafts) and self.lean < 0
+        comparable = any(item.canary.drafts and item.control.drafts for item in self.strata)
+        least = (2 if comparable else AVOIDED) * min_drafts
+        return expected >= max(least, AVOIDED * self.canary.drafts) and (self.lean < 0 or not comparable)
 
     def has_seen(self, drafts: int) -> bool:
         """Whether each side has made so many drafts under circumstances that the other one has met too."""

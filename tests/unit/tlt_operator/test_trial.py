@@ -35,8 +35,10 @@ SETUP = Setup(
 )
 
 
-def pod(name: str, revision: int | None, drafts: int = 0, accepted: int = 0, **fields: Any) -> RolloutView:
-    counters = AcceptanceCounters(drafts=drafts, draft_tokens=3 * drafts, accepted_tokens=accepted)
+def pod(
+    name: str, revision: int | None, drafts: int = 0, accepted: int = 0, length: int = 3, **fields: Any
+) -> RolloutView:
+    counters = AcceptanceCounters(drafts=drafts, draft_tokens=length * drafts, accepted_tokens=accepted)
     return busy(name, **(holds(revision) if revision else {}), acceptance=counters, **fields)
 
 
@@ -298,6 +300,8 @@ def test_few_drafts_of_few_tokens_are_nobodys_choice() -> None:
     assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 390}, GOOD)
     assert avoided({"drafts": 0, "accepted": 0, "generated_tokens": 600}, GOOD)
     assert not avoided({"drafts": 0, "accepted": 0, "generated_tokens": 590}, GOOD)
+    longer = {"drafts": 50, "accepted": 5, "length": 4, "generated_tokens": 600}
+    assert avoided(longer, GOOD), "nothing to compare with"
     assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 2000}, {**GOOD, "drafts": 0, "accepted": 0})
 
 

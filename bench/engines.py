@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
+import json
 import subprocess
 import sys
 import time
+import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.results import ROOT
@@ -74,6 +78,36 @@ def rate(server: RolloutServer, *, requests: int, tokens: int, first: int = 0) -
         ]
         total = sum(job.result() for job in jobs)
     return total / (time.monotonic() - began)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How one batch was answered."""
+
+    rate: float  # tokens per second of all requests together
+    steps: tuple[float, ...]  # seconds between two tokens of one of them
+
+
+def timed_batch(server: RolloutServer, *, requests: int, tokens: int, first: int = 0) -> Batch:
+    """`rate`, and the time that each decode step took: one of the requests is streamed."""
+    greedy: dict[str, object] = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(requests) as pool:
+        jobs = [pool.submit(answer, server, question(first + number), **greedy) for number in range(1, requests)]
+        moments = arrivals(server, question(first), **greedy)
+        total = sum(job.result() for job in jobs) + tokens
+    rate = total / (time.monotonic() - began)
+    return Batch(rate=rate, steps=tuple(later - earlier for earlier, later in itertools.pairwise(moments)))
+
+
+def arrivals(server: RolloutServer, prompt: str, **fields: object) -> list[float]:
+    """The moments (s, monotonic) at which the tokens of a streamed answer came."""
+    body = {"model": "policy", "prompt": prompt, "stream": True, **fields}
+    request = urllib.request.Request(
+        f"{server.url}/v1/completions", data=json.dumps(body).encode(), headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as lines:
+        return [time.monotonic() for line in lines if line.startswith(b"data: {")]
 
 
 def configure(server: RolloutServer, *, capture: dict[str, object], draft_length: int) -> None:

@@ -96,6 +96,13 @@ def percentile(values: Iterable[float], share: float) -> float | None:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
+def median_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Between which the median lies with 95 % confidence, whatever the distribution (order statistics, sign test)."""
+    ordered = sorted(values)
+    outside = max(0, math.floor(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))))
+    return ordered[outside], ordered[-1 - outside]
+
+
 def rounded(value: float) -> float | int:
     """Four significant digits: more would pretend."""
     return value if isinstance(value, int) else float(f"{value:.4g}")

@@ -8,7 +8,8 @@
 
 A stall is the longest time between two tokens of one request around the moment of the change, as its client sees it
 in the stream; for a request that was aborted it lasts until the repeated request has as many tokens as were lost.
-`quiet_gap_*` is the same in windows in which nothing happens.  All servers share this machine's cores.
+`quiet_gap_*` is the same in windows in which nothing happens, and `added_stall_*` what is left of a stall without the
+median of these: a gap lasts as long as its decode step, whatever is loaded.  All servers share this machine's cores.
 
 python -m bench.swap [--swaps 40] [--model FOLDER]
 """
@@ -210,11 +211,15 @@ def measure(console: Console, *, model: Path, swaps: int) -> dict[str, float | i
     restart = results.percentile(restarts, 0.5)
     stall = results.percentile(swapped, 0.95)
     clear = results.percentile(aborted, 0.95)
+    usual = results.percentile(quiet, 0.5) or 0.0
+    added = [max(0.0, gap - usual) for gap in swapped]
     return {
         "swaps": swaps,
         "running_requests": REQUESTS,
         "stall_p50_s": results.percentile(swapped, 0.5),
         "stall_p95_s": stall,
+        "added_stall_p50_s": results.percentile(added, 0.5),
+        "added_stall_p95_s": results.percentile(added, 0.95),
         "engine_stall_p95_s": results.percentile(engine, 0.95),
         "quiet_gap_p50_s": results.percentile(quiet, 0.5),
         "quiet_gap_p95_s": results.percentile(quiet, 0.95),

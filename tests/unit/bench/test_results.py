@@ -34,3 +34,8 @@ def test_percentiles_are_values_that_occurred(share: float, value: float) -> Non
 
 def test_nothing_has_no_percentile() -> None:
     assert results.percentile([], 0.5) is None
+
+
+@pytest.mark.parametrize(("count", "interval"), [(1, (1, 1)), (5, (1, 5)), (40, (14, 27))])
+def test_the_interval_of_a_median_narrows_with_the_number_of_values(count: int, interval: tuple[int, int]) -> None:
+    assert results.median_interval(range(count, 0, -1)) == interval

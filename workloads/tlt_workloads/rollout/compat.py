@@ -134,9 +134,14 @@ def steer_drafter(runner: Any, drafts: Drafts) -> None:
     propose, update = runner.propose_draft_token_ids, runner._update_states
 
     @functools.wraps(propose)
-    def propose_draft_token_ids(scheduled: Any, sampled: Any, *rest: Any) -> Any:
-        drafts.before_propose(sampled)
-        return propose(scheduled, sampled, *rest)
+    def propose_draft_token_ids(
+        scheduled: Any, sampled: Any, sampling: Any, hidden: Any, sampled_hidden: Any, auxiliary: Any, *rest: Any
+    ) -> Any:
+        _, attention, *_ = rest
+        nothing = drafts.left_out(scheduled, sampled, auxiliary, attention)
+        if nothing is not None:
+            return nothing
+        return propose(scheduled, sampled, sampling, hidden, sampled_hidden, auxiliary, *rest)
 
     @functools.wraps(update)
     def _update_states(scheduled: Any) -> Any:
@@ -148,12 +153,29 @@ def steer_drafter(runner: Any, drafts: Drafts) -> None:
     runner.drafter.propose = drafts.propose
 
 
+def sample_plainly_without_drafts(runner: Any) -> None:
+    """Steps that verify nothing are sampled as those of an engine without a drafter are.
+
+    vLLM's rejection sampler copies the logits of the whole batch and more, to accept none of no drafts: 2 % of a small
+    model's step on a CPU.  Tokens and random numbers are the same.  No upstream issue yet; goes when vLLM leaves it out
+    by itself, which `tests/engine/test_lossless.py` does not notice: only the benchmark `rollout_overhead` does.
+    """
+    sample = runner._sample
+
+    @functools.wraps(sample)
+    def _sample(logits: Any, verified: Any) -> Any:
+        return sample(logits, verified if verified is not None and any(verified.num_draft_tokens) else None)
+
+    runner._sample = _sample
+
+
 def add_core_methods() -> None:
     """Lets draft lengths be decided while the engine runs, from step to step, by what the steps before took.
 
     vLLM reads `num_speculative_tokens_per_batch_size` at start only, into a table that its scheduler asks in each step;
-    `--scheduler-cls` is left to whoever needs it.  Goes when the schedule can be set by a public call and step times
-    can be had; `tests/engine/test_speculation.py` changes it on a live server.
+    `--scheduler-cls` is left to whoever needs it.  Drafts are fetched only where some were made.  Goes when the
+    schedule can be set by a public call and step times can be had; `tests/engine/test_speculation.py` changes it on a
+    live server.
     """
     core = sys.modules.get("vllm.v1.engine.core")  # a worker's process has no core, and need not import one
     if core is None:
@@ -169,6 +191,21 @@ def add_core_methods() -> None:
 
         return report_message(_speculation_of(self.scheduler))
 
+    collect = core.EngineCore.post_step
+
+    @functools.wraps(collect)
+    def post_step(self: Any, model_executed: bool) -> None:
+        from tlt_workloads.rollout.speculation import Speculation
+
+        # Asking the workers for drafts costs two messages between processes, in each step.
+        lookup = self.scheduler.dynamic_sd_lookup
+        if isinstance(lookup, Speculation) and not lookup.is_drafting:
+            return
+        collect(self, model_executed)
+
+    if not hasattr(collect, "_tlt"):
+        post_step._tlt = True  # type: ignore[attr-defined]
+        core.EngineCore.post_step = post_step
     core.EngineCore.tlt_speculate = tlt_speculate
     core.EngineCore.tlt_speculation_report = tlt_speculation_report
 

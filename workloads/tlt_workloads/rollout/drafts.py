@@ -38,9 +38,49 @@ class Drafts:
         gone = set(scheduled.finished_req_ids) | set(scheduled.scheduled_cached_reqs.resumed_req_ids)
         self._backlog.forget(gone | set(scheduled.preempted_req_ids or ()))
 
-    def before_propose(self, sampled: Any) -> None:
-        """The tokens that the step sampled, before anybody drafts."""
+    def left_out(self, scheduled: Any, sampled: Any, auxiliary: Any, metadata: Any) -> torch.Tensor | None:
+        """The drafts of a step that is to make none and needs no pass now: [requests, 0]; None for any other step.
+
+        Without it vLLM prepares the inputs of a pass that will not be.  Called before anybody drafts.
+
+        Args:
+            scheduled: the scheduler's output.
+            sampled: the tokens that the step sampled, [requests, at most 1 + drafts].
+            auxiliary: hidden states for the drafter, one [tokens, hidden] for each of its layers.
+            metadata: vLLM's `CommonAttentionMetadata` of the step.
+        """
+        runner = self._runner
         self._sampled = sampled if isinstance(sampled, torch.Tensor) else None
+        requests = tuple(runner.input_batch.req_ids)
+        if (
+            scheduled.num_spec_tokens_to_schedule != 0
+            or scheduled.total_num_scheduled_tokens != len(requests)
+            or metadata.num_reqs != len(requests)
+            or metadata.max_query_len != 1
+            or self._sampled is None
+            or auxiliary is None
+            or runner.use_async_scheduling  # the runner keeps books of what is on its way
+            or runner.supports_mm_inputs
+            or runner.discard_request_mask.np[: len(requests)].any()  # the last token of a prompt's part
+            or self._backlog.is_full(len(requests))
+        ):
+            return None
+        count = len(requests)
+        positions = runner._get_positions(count)
+        if positions.dim() != 1:
+            return None
+        self._backlog.owe(
+            OwedStep(
+                requests=requests,
+                counts=(1,) * count,
+                tokens=runner.input_ids.gpu[:count].clone(),
+                positions=positions.clone(),
+                hidden=torch.cat([states[:count] for states in auxiliary], dim=-1),
+                slots=metadata.slot_mapping[:count].clone(),
+                following=self._sampled[:, 0].clone(),
+            )
+        )
+        return _no_drafts(count, device=metadata.seq_lens.device)
 
     def propose(self, **inputs: Any) -> Any:
         """In place of the drafter's own `propose`, with its arguments."""
@@ -61,7 +101,7 @@ class Drafts:
         if by_ngram and self._ngrams is not None and self._sampled is not None:
             unfinished = self._runner.discard_request_mask.np[: len(self._sampled)]
             return self._ngrams.propose(int(plan), sampled_tokens(self._sampled, unfinished=unfinished))
-        return torch.empty((len(requests), 0), device=metadata.seq_lens.device, dtype=torch.int64)
+        return _no_drafts(len(requests), device=metadata.seq_lens.device)
 
     def _owable(self, requests: tuple[str, ...], inputs: dict[str, Any]) -> OwedStep | None:
         """The pass in a form that can wait; None when it must be computed now, as passes with prompts in them are."""
@@ -88,6 +128,10 @@ class Drafts:
             slots=metadata.slot_mapping[rows].clone(),
             following=inputs["next_token_ids"].clone(),
         )
+
+
+def _no_drafts(requests: int, *, device: torch.device) -> torch.Tensor:
+    return torch.empty((requests, 0), device=device, dtype=torch.int64)
 
 
 def _accepted_rows(starts: list[int], rejected: list[int]) -> tuple[tuple[int, ...], list[int]]:

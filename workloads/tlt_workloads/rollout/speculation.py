@@ -94,6 +94,12 @@ class Speculation:
         self._order = SpeculationOrder(settings=SpeculationSettings(), has_drafter=False, largest_batch=0)
         self._bandit = self._new_bandit(longest)
         self._stepped_at: float | None = None
+        self._planned = OFF
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether the step that was planned last makes drafts."""
+        return self._planned > 0
 
     def obey(self, order: SpeculationOrder) -> None:
         """From the next step on."""
@@ -118,7 +124,7 @@ class Speculation:
 
     def __getitem__(self, batch: int) -> DraftPlan:
         """What to draft in a step of so many requests; asked once per step."""
-        plan = self._plan(batch)
+        plan = self._planned = self._plan(batch)
         if self._page is not None:
             self._page.note_plan(plan, batch=batch)
         return plan

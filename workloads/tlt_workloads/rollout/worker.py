@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tlt_workloads.contract import CaptureSettings, DrafterRefusal, decode
 from tlt_workloads.drafter import WEIGHTS_FILE, DrafterError, read_drafter_config
 from tlt_workloads.rollout.capture import CaptureTap
-from tlt_workloads.rollout.compat import steer_drafter, tap_model_runner
+from tlt_workloads.rollout.compat import sample_plainly_without_drafts, steer_drafter, tap_model_runner
 from tlt_workloads.rollout.counters import inherited_page
 from tlt_workloads.rollout.drafter_swap import DrafterSwap
 from tlt_workloads.rollout.drafts import Drafts
@@ -50,12 +50,12 @@ class WorkerSide:
         self._worker.tlt_drafter_staged = self.drafter_staged
         self._worker.tlt_apply_drafter = self.apply_drafter
         self._worker.tlt_follow_policy = self.follow_policy
+        self._steer_drafter()
         if self._worker.speculative_config is not None and _sees_hidden_states():
             page = inherited_page()
             self._recorder = ShardRecorder(count=page.add if page else _ignore)
             self._tap = CaptureTap(self._recorder, count=page.add if page else _ignore)
-            tap_model_runner(self._worker.model_runner, self._tap)
-        self._steer_drafter()
+            tap_model_runner(self._worker.model_runner, self._tap)  # last: it sees what no drafter is asked for
 
     def _steer_drafter(self) -> None:
         """In all workers alike: they make the drafts together."""
@@ -64,6 +64,7 @@ class WorkerSide:
             return
         if hasattr(runner, "drafter"):
             steer_drafter(runner, Drafts(runner, page=inherited_page()))
+            sample_plainly_without_drafts(runner)
 
     def set_policy_version(self, version: int) -> None:
         """From the next step on."""

@@ -64,6 +64,14 @@ def test_off_drafts_nothing(page: CounterPage) -> None:
     assert made(page, SpeculationMode.OFF)[1] == OFF
 
 
+def test_drafts_are_fetched_only_after_steps_that_make_some(page: CounterPage) -> None:
+    speculation = made(page, SpeculationMode.STATIC, draft_length=2)
+    assert not speculation.is_drafting
+    for batch in (LARGEST_BATCH, LARGEST_BATCH + 1):
+        plan = speculation[batch]
+        assert speculation.is_drafting == (plan > 0)
+
+
 def test_ngram_waits_until_it_can(page: CounterPage) -> None:
     speculation = made(page, SpeculationMode.NGRAM)
     assert speculation[1] == OFF

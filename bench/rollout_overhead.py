@@ -8,7 +8,7 @@ interval in which that median lies with 95 % confidence.  On a machine that is s
 `quiet_step_ratio` is what they disturb least: the time of a decode step that nine of ten steps exceed, stock's against
 the plugin's.  `capture_ms_per_step` is what the engine's thread spent on the capture per step, as the engine counts it.
 
-python -m bench.rollout_overhead [--rounds 40] [--requests 8] [--tokens 64]
+python -m bench.rollout_overhead [--rounds 20] [--requests 8] [--tokens 256]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.rollout_server import PLUGGED, STOCK, RolloutServer, rollout_
 from tlt_workloads.rollout.serve import element_type_for
 
 CAPTURE, BARE = "capture", "without drafter"
-ROUND_SECONDS = 13.0
+ROUND_SECONDS = 45.0
 QUIET = 0.1  # share of all steps that are faster
 # Otherwise the first server takes half of the machine's memory for its cache, and the others find none.
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -114,9 +114,9 @@ def _steps(batches: Sequence[engines.Batch]) -> list[float]:
 def main() -> int:
     """Measures, writes bench/results/rollout_overhead.json and the page that is made from it."""
     parser = argparse.ArgumentParser(prog="python -m bench.rollout_overhead", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40, help="batches of each server (default 40)")
+    parser.add_argument("--rounds", type=int, default=20, help="batches of each server (default 20)")
     parser.add_argument("--requests", type=int, default=8, help="that run together (default 8)")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer (default 64)")
+    parser.add_argument("--tokens", type=int, default=256, help="of each answer (default 256)")
     parser.add_argument("--dry", action="store_true", help="print the figures and write nothing")
     options = parser.parse_args()
     if min(options.rounds, options.requests, options.tokens) < 1:

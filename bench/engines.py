@@ -68,18 +68,6 @@ def answer(server: RolloutServer, prompt: str, **fields: object) -> int:
     return int(body["usage"]["completion_tokens"])
 
 
-def rate(server: RolloutServer, *, requests: int, tokens: int, first: int = 0) -> float:
-    """Tokens per second of a batch that runs together, greedy and of fixed length, so that all do the same work."""
-    began = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(requests) as pool:
-        jobs = [
-            pool.submit(answer, server, question(first + number), max_tokens=tokens, temperature=0, ignore_eos=True)
-            for number in range(requests)
-        ]
-        total = sum(job.result() for job in jobs)
-    return total / (time.monotonic() - began)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """How one batch was answered."""
@@ -89,7 +77,7 @@ class Batch:
 
 
 def timed_batch(server: RolloutServer, *, requests: int, tokens: int, first: int = 0) -> Batch:
-    """`rate`, and the time that each decode step took: one of the requests is streamed."""
+    """A batch that runs together, greedy and of fixed length, so that all do the same work; one request is streamed."""
     greedy: dict[str, object] = {"max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(requests) as pool:

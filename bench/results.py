@@ -97,7 +97,10 @@ def percentile(values: Iterable[float], share: float) -> float | None:
 
 
 def median_interval(values: Iterable[float]) -> tuple[float, float]:
-    """Between which the median lies with 95 % confidence, whatever the distribution (order statistics, sign test)."""
+    """Between which the median lies with 95 % confidence, whatever the distribution (order statistics, sign test).
+
+    Fewer than six values cannot say that much: they give their own range.
+    """
     ordered = sorted(values)
     outside = max(0, math.floor(len(ordered) / 2 - 0.98 * math.sqrt(len(ordered))))
     return ordered[outside], ordered[-1 - outside]

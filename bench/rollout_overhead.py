@@ -68,7 +68,7 @@ def measure(console: Console, *, rounds: int, requests: int, tokens: int) -> dic
     batches: dict[str, list[engines.Batch]] = {side: [] for side in (STOCK, CAPTURE, BARE)}
     with tempfile.TemporaryDirectory(prefix="tlt-overhead-") as folder, servers(console, Path(folder)) as found:
         for side, server in found.items():
-            engines.rate(server, requests=requests, tokens=8)  # warms up
+            engines.timed_batch(server, requests=requests, tokens=8)  # warms up
             assert (server.call("GET", "/tlt/v1/state")[0] == 404) == (side == STOCK), "stock has no plugin"
         before = found[CAPTURE].state()["capture"]
         with console.stage(f"{rounds} rounds", expected=ROUND_SECONDS * rounds):

@@ -134,14 +134,10 @@ def steer_drafter(runner: Any, drafts: Drafts) -> None:
     propose, update = runner.propose_draft_token_ids, runner._update_states
 
     @functools.wraps(propose)
-    def propose_draft_token_ids(
-        scheduled: Any, sampled: Any, sampling: Any, hidden: Any, sampled_hidden: Any, auxiliary: Any, *rest: Any
-    ) -> Any:
-        _, attention, *_ = rest
+    def propose_draft_token_ids(scheduled: Any, sampled: Any, *rest: Any) -> Any:
+        _sampling, _hidden, _sampled_hidden, auxiliary, _verified, attention, *_ = rest
         nothing = drafts.left_out(scheduled, sampled, auxiliary, attention)
-        if nothing is not None:
-            return nothing
-        return propose(scheduled, sampled, sampling, hidden, sampled_hidden, auxiliary, *rest)
+        return propose(scheduled, sampled, *rest) if nothing is None else nothing
 
     @functools.wraps(update)
     def _update_states(scheduled: Any) -> Any:

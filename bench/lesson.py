@@ -58,13 +58,15 @@ class Lesson:
         return int(self.server.state()["capture"]["tokens"])
 
     def capture(self, tokens: int) -> None:
-        """Has questions answered until so many tokens are recorded in all."""
+        """Has questions answered until so many tokens are recorded in all; the server is never short of requests."""
         engines.configure(self.server, capture={}, draft_length=0)
+        jobs: list[concurrent.futures.Future[int]] = []
         while self.recorded < tokens:
-            first = len(self.lengths) // rl_task.GENERATIONS
-            asked = self._questions[first : first + CAPTURE_BATCH // rl_task.GENERATIONS]
-            jobs = [self._pool.submit(self.answer, prompt) for prompt in asked for _ in range(rl_task.GENERATIONS)]
-            self.lengths += [job.result() for job in jobs]
+            while len(waiting := [job for job in jobs if not job.done()]) < CAPTURE_BATCH:
+                prompt = self._questions[(len(self.lengths) + len(jobs)) // rl_task.GENERATIONS]
+                jobs += [self._pool.submit(self.answer, prompt) for _ in range(rl_task.GENERATIONS)]
+            concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+        self.lengths += [job.result() for job in jobs]
         engines.configure(self.server, capture={"enabled": False}, draft_length=0)
 
     def answer(self, prompt: str, *, tokens: int = rl_task.LONGEST_ANSWER, fixed: bool = False) -> int:

@@ -25,7 +25,7 @@ from tests.chaos.watch import Watch
 from tests.cluster.conftest import OPERATOR_NAMESPACE, WORKLOADS_IMAGE
 from tests.support.cluster import Cluster
 from tests.support.eventually import eventually
-from tests.support.rollouts import LABELS, MODEL, Load, complete, rollout_set
+from tests.support.rollouts import LABELS, MODEL, Load, complete, in_namespace, rollout_set, store_claim
 
 SEED = int(os.environ.get("TLT_CHAOS_SEED", "1"))
 MINUTES = float(os.environ.get("TLT_CHAOS_MINUTES", "15"))
@@ -70,24 +70,11 @@ def job() -> dict[str, Any]:
     }
 
 
-def claim() -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "store"},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": "devcluster",
-            "resources": {"requests": {"storage": "10Gi"}},
-        },
-    }
-
-
 @pytest.fixture(scope="module")
 def scene(operator: Cluster, namespace: str) -> Scene:
     """Two rollout pods with a drafter of their own making, at rest."""
-    items = [claim(), job(), *rollout_set(JOB, image=WORKLOADS_IMAGE, device_class="gpu.example.com")]
-    operator.apply(*({**item, "metadata": {**item["metadata"], "namespace": namespace}} for item in items))
+    items = [store_claim(), job(), *rollout_set(JOB, image=WORKLOADS_IMAGE, device_class="gpu.example.com")]
+    operator.apply(*(in_namespace(item, namespace) for item in items))
     eventually(
         lambda: operator.pods_ready(namespace, "app=rollout", 2), deadline=300, every=1, reason="two ready rollout pods"
     )

@@ -15,7 +15,7 @@ import requests
 from tests.cluster.conftest import WORKLOADS_IMAGE, kill_operator, operator_pod
 from tests.support.cluster import Cluster
 from tests.support.eventually import eventually
-from tests.support.rollouts import LABELS, MODEL, Load, complete, rollout_set, state_of
+from tests.support.rollouts import LABELS, MODEL, Load, complete, in_namespace, rollout_set, state_of, store_claim
 from tlt_workloads.contract import EndedLease, LeasePhase, RevokeReason, RolloutState
 
 JOB = "loop"
@@ -79,24 +79,10 @@ def job(**changes: Any) -> dict[str, Any]:
     return {"apiVersion": "tlt.dev/v1alpha1", "kind": "TLTJob", "metadata": {"name": JOB}, "spec": {**spec, **changes}}
 
 
-def in_namespace(item: Any, namespace: str) -> dict[str, Any]:
-    return {**item, "metadata": {**item["metadata"], "namespace": namespace}}
-
-
 @pytest.fixture(scope="module")
 def rollouts(operator: Cluster, namespace: str) -> Rollouts:
     """Two ready rollout pods, adopted by a TLTJob, that have generated enough to learn from."""
-    store = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "store"},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": "devcluster",
-            "resources": {"requests": {"storage": "10Gi"}},
-        },
-    }
-    items = [store, job(), *rollout_set(JOB, image=WORKLOADS_IMAGE, device_class="gpu.example.com")]
+    items = [store_claim(), job(), *rollout_set(JOB, image=WORKLOADS_IMAGE, device_class="gpu.example.com")]
     operator.apply(*(in_namespace(item, namespace) for item in items))
     pods = eventually(
         lambda: operator.pods_ready(namespace, "app=rollout", 2), deadline=300, every=1, reason="two ready rollout pods"

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.conftest import WORKLOADS_IMAGE
 from tests.support.cluster import Cluster, is_ready
 from tests.support.eventually import eventually
-from tests.support.rollouts import MODEL, Load, complete, state_of
+from tests.support.rollouts import MODEL, Load, complete, in_namespace, state_of, store_claim
 from tlt_workloads.contract import LeasePhase
 
 JOB = "pool"
@@ -51,8 +51,7 @@ class Pool:
         self.cluster, self.namespace = cluster, namespace
 
     def apply(self, **changes: Any) -> None:
-        body = job(**changes)
-        self.cluster.apply({**body, "metadata": {**body["metadata"], "namespace": self.namespace}})
+        self.cluster.apply(in_namespace(job(**changes), self.namespace))
 
     def pods(self) -> dict[str, dict[str, Any]]:
         return {pod["metadata"]["name"]: pod for pod in self.cluster.list("pods", self.namespace, labels=LABELS)}
@@ -84,17 +83,7 @@ class Pool:
 @pytest.fixture(scope="module")
 def pool(operator: Cluster, namespace: str) -> Iterator[Pool]:
     """Two ready pods of the operator's own."""
-    store = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "store", "namespace": namespace},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": "devcluster",
-            "resources": {"requests": {"storage": "10Gi"}},
-        },
-    }
-    operator.apply(store)
+    operator.apply(in_namespace(store_claim(), namespace))
     made = Pool(operator, namespace)
     made.apply()
     made.until_ready(2)

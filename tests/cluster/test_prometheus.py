@@ -10,7 +10,7 @@ from tests.cluster.conftest import OPERATOR_NAMESPACE, WORKLOADS_IMAGE
 from tests.support.cluster import Cluster
 from tests.support.eventually import eventually
 from tests.support.prometheus import alert_rules, prometheus
-from tests.support.rollouts import LABELS, MODEL, complete, rollout_set, state_of
+from tests.support.rollouts import LABELS, MODEL, complete, in_namespace, rollout_set, state_of, store_claim
 
 JOB = "watched"
 ALERT = "TLTGpusNotHarvested"
@@ -23,16 +23,6 @@ ENOUGH_COPIES = 40  # of what was recorded, so that a window does not end for wa
 
 def objects() -> list[dict[str, Any]]:
     """One rollout pod whose device is lent whenever it is idle."""
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "store"},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "storageClassName": "devcluster",
-            "resources": {"requests": {"storage": "10Gi"}},
-        },
-    }
     job = {
         "apiVersion": "tlt.dev/v1alpha1",
         "kind": "TLTJob",
@@ -46,7 +36,7 @@ def objects() -> list[dict[str, Any]]:
         },
     }
     pods = rollout_set(JOB, image=WORKLOADS_IMAGE, device_class="gpu.example.com", replicas=1)
-    return [claim, job, *(dict(item) for item in pods)]
+    return [dict(store_claim()), job, *(dict(item) for item in pods)]
 
 
 def address(cluster: Cluster, namespace: str, labels: str) -> str:
@@ -65,7 +55,7 @@ def suspend(cluster: Cluster, namespace: str, value: str) -> None:
 def test_the_alert_fires_while_harvesting_is_suspended_and_resolves_when_it_goes_on(
     operator: Cluster, namespace: str, tmp_path: Path
 ) -> None:
-    operator.apply(*({**item, "metadata": {**item["metadata"], "namespace": namespace}} for item in objects()))
+    operator.apply(*(in_namespace(item, namespace) for item in objects()))
     rollout = address(operator, namespace, "app=rollout")
     gateway = address(operator, namespace, GATEWAY)
     token = operator.secret(f"{JOB}-tlt-control", namespace, "token")

@@ -78,7 +78,7 @@ def test_adaptive_leaves_an_untrained_drafter_alone_and_tells_what_it_knows(serv
     assert "Learned" not in report["sources"]
     [bucket] = [bucket for bucket in report["buckets"] if bucket["largestBatch"] == 2]
     assert all(arm["stepSeconds"] > 0 for arm in bucket["arms"])
-    assert {arm["draftLength"] for arm in bucket["arms"]} > {0} or len(report["sources"]) == 0
+    assert 0 in {arm["draftLength"] for arm in bucket["arms"]}, "what not drafting costs is known in any case"
 
 
 def test_a_revision_is_tried_as_soon_as_it_is_loaded(server: RolloutServer) -> None:

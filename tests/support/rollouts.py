@@ -8,7 +8,15 @@ from typing import Any
 
 import requests
 
-from tlt_workloads.contract import ROLLOUT_PORT, STATE_ROUTE, RolloutState, decode
+from tlt_workloads.contract import (
+    ROLLOUT_PORT,
+    STATE_ROUTE,
+    TRAINER_PORT,
+    TRAINER_ROUTE,
+    RolloutState,
+    TrainerState,
+    decode,
+)
 
 MODEL = "/opt/models/smollm2-135m-instruct"
 LABELS = {"app": "rollout"}
@@ -92,13 +100,39 @@ def rollout_set(job: str, *, image: str, device_class: str, replicas: int = 2) -
     )
 
 
+def store_claim() -> Mapping[str, Any]:
+    """The volume that rollout pods and trainers share."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "store"},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": "devcluster",
+            "resources": {"requests": {"storage": "10Gi"}},
+        },
+    }
+
+
+def in_namespace(item: Mapping[str, Any], namespace: str) -> dict[str, Any]:
+    """The same object in this namespace."""
+    return {**item, "metadata": {**item["metadata"], "namespace": namespace}}
+
+
 def state_of(address: str, token: str) -> RolloutState:
     """What a rollout pod says of itself."""
-    answer = requests.get(
-        f"http://{address}:{ROLLOUT_PORT}{STATE_ROUTE}", headers={"Authorization": f"Bearer {token}"}, timeout=30
-    )
+    return decode(RolloutState, _facts(f"http://{address}:{ROLLOUT_PORT}{STATE_ROUTE}", token))
+
+
+def trainer_state_of(address: str, token: str) -> TrainerState:
+    """What a trainer pod says of itself."""
+    return decode(TrainerState, _facts(f"http://{address}:{TRAINER_PORT}{TRAINER_ROUTE}", token))
+
+
+def _facts(url: str, token: str) -> Any:
+    answer = requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
     answer.raise_for_status()
-    return decode(RolloutState, answer.json())
+    return answer.json()
 
 
 def complete(address: str, *, tokens: int, count: int = 1, temperature: float = 0.7) -> list[str]:

@@ -147,7 +147,13 @@ class Speculation:
     # -- outcome ---------------------------------------------------------------------------------------------------
 
     def note_step(
-        self, *, verified: DraftPlan, made: DraftPlan, drafts: dict[str, int], accepted: dict[str, int]
+        self,
+        *,
+        verified: DraftPlan,
+        made: DraftPlan,
+        drafts: Mapping[str, int],
+        accepted: Mapping[str, int],
+        has_prompts: bool,
     ) -> None:
         """A step is over.
 
@@ -156,18 +162,15 @@ class Speculation:
             made: the plan of the drafts that it made.
             drafts: drafted tokens that it verified, by request; every request that decoded is in here.
             accepted: how many of them, by request.
+            has_prompts: other requests computed prompts in it, so that its time says nothing about drafts.
         """
         now = self._clock()
         if drafts and verified:
             self._count(verified, drafts, accepted)
         # Time belongs to an arm only when the same one was verified and drafted for.
-        if self._stepped_at is not None and verified == made and drafts:
+        if self._stepped_at is not None and verified == made and drafts and not has_prompts:
             self._bandit.note_step(len(drafts), made, now - self._stepped_at)
         self._stepped_at = now if self._is_working() else None
-
-    def note_other_step(self) -> None:
-        """A step with prompts in it is over: its time says nothing about drafts."""
-        self._stepped_at = self._clock() if self._is_working() else None
 
     def _count(self, plan: DraftPlan, drafts: Mapping[str, int], accepted: Mapping[str, int]) -> None:
         if self._page is not None:
@@ -214,14 +217,19 @@ class SchedulerTap:
         verified, made = getattr(output, "tlt_verified", None), output.num_spec_tokens_to_schedule
         if not isinstance(verified, DraftPlan) or not isinstance(made, DraftPlan):
             return
-        spoken = output.scheduled_spec_decode_tokens
-        drafts = {name: len(spoken.get(name, ())) for name in output.num_scheduled_tokens}
-        if any(output.num_scheduled_tokens[name] != 1 + length for name, length in drafts.items()):
-            self._speculation.note_other_step()
-            return
+        spoken, scheduled = output.scheduled_spec_decode_tokens, output.num_scheduled_tokens
+        drafts = {
+            name: len(spoken.get(name, ())) for name in scheduled if scheduled[name] == 1 + len(spoken.get(name, ()))
+        }
         indices, sampled = outcome.req_id_to_index, outcome.sampled_token_ids
-        accepted = {name: len(sampled[indices[name]]) - 1 for name in spoken if sampled and sampled[indices[name]]}
-        self._speculation.note_step(verified=verified, made=made, drafts=drafts, accepted=accepted)
+        accepted = {
+            name: len(sampled[indices[name]]) - 1
+            for name in spoken
+            if name in drafts and sampled and sampled[indices[name]]
+        }
+        self._speculation.note_step(
+            verified=verified, made=made, drafts=drafts, accepted=accepted, has_prompts=len(drafts) < len(scheduled)
+        )
 
 
 def report_message(speculation: Speculation) -> str:

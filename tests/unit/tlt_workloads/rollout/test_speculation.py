@@ -160,6 +160,21 @@ def test_drafts_are_counted_for_whom_made_them_and_by_length(page: CounterPage) 
     assert meter.learned().drafts == 0
 
 
+def test_drafts_are_counted_beside_the_prompts_of_others(page: CounterPage) -> None:
+    """What is accepted does not depend on who else is in the step, so counts must not depend on when requests come."""
+    tap, meter = SchedulerTap(made(page, SpeculationMode.STATIC)), AcceptanceMeter(page)
+    mixed = step(DraftPlan(3), {"a": 3, "b": 0}, prompt={"c": 40})
+    for scheduled, found in (
+        (step(DraftPlan(3), {"a": 0, "b": 0}), outcome(a=1, b=1)),
+        (mixed, outcome(a=3, b=1, c=0)),
+        (step(DraftPlan(3), {"c": 3}), outcome(c=2)),
+    ):
+        tap.scheduled(scheduled)
+        tap.finished(scheduled, found)
+    learned = meter.learned()
+    assert (learned.drafts, learned.draft_tokens, learned.accepted_tokens) == (2, 6, 3)
+
+
 def test_asynchronous_scheduling_mixes_no_steps_up(page: CounterPage) -> None:
     """The next step is planned before the outcome of this one is known."""
     tap, meter = SchedulerTap(made(page, SpeculationMode.STATIC)), AcceptanceMeter(page)
@@ -180,17 +195,16 @@ def test_times_belong_to_steps_that_verify_what_they_draft(page: CounterPage) ->
     settings = SpeculationSettings(mode=SpeculationMode.ADAPTIVE, draft_length=LONGEST)
     speculation.obey(SpeculationOrder(settings=settings, has_drafter=True, largest_batch=LARGEST_BATCH))
 
-    def note(verified: DraftPlan, plan: DraftPlan, seconds: float) -> None:
+    def note(verified: DraftPlan, plan: DraftPlan, seconds: float, *, has_prompts: bool = False) -> None:
         clock.now += seconds
         drafts = {"a": int(verified)}
-        speculation.note_step(verified=verified, made=plan, drafts=drafts, accepted={})
+        speculation.note_step(verified=verified, made=plan, drafts=drafts, accepted={}, has_prompts=has_prompts)
 
     note(OFF, OFF, 5.0)  # nobody knows when it began
     note(OFF, OFF, 1.0)
     note(OFF, DraftPlan(3), 9.0)  # a mixture
     note(DraftPlan(3), DraftPlan(3), 2.0)
-    clock.now += 9.0
-    speculation.note_other_step()
+    note(DraftPlan(3), DraftPlan(3), 9.0, has_prompts=True)
     note(DraftPlan(3), DraftPlan(3), 2.0)
     working[0] = False
     note(DraftPlan(3), DraftPlan(3), 2.0)

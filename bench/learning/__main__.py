@@ -10,7 +10,7 @@ At the end the example's own GRPO learner takes real steps, which change the pol
 measured before and after one window of a minute.  `recovery_ratio` is the accept length after it against that before
 the steps.
 
-python -m bench.learning [--steps 3] [--learning-rate 1e-5] [--seed 1] [--publish]
+python -m bench.learning [--tokens 200000] [--steps 3] [--learning-rate 1e-5] [--seed 1] [--publish]
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from bench.results import ROOT
 from tests.support.rollout_server import RolloutServer, rollout_server
 
 DRAFT_LENGTH = 3
-STAGES = ((20_000, 60.0), (50_000, 90.0), (100_000, 150.0), (200_000, 300.0))  # recorded in all, then trained for (s)
+TOKENS = 200_000  # recorded in all ...
+STAGES = ((0.1, 60.0), (0.25, 90.0), (0.5, 150.0), (1.0, 300.0))  # ... up to this share, then trained for (s)
+LEAST_TOKENS = 20_000
 WINDOW = 60.0  # seconds, after the policy has changed
 MEASURED_BATCH, MEASURED_TOKENS = 16, 256  # answers at once, and tokens of each
 SINGLE_TOKENS, SINGLE_ROUNDS = 256, 5
@@ -110,14 +112,15 @@ class Bench:
         return int(item["drafts"]), int(item["acceptedTokens"])
 
 
-def learn(console: Console, bench: Bench) -> None:
-    """The curve."""
+def learn(console: Console, bench: Bench, *, tokens: int) -> None:
+    """The curve up to so many recorded tokens."""
     console.say(f"  untrained: {_told(bench.look(offline=None))}")
-    for tokens, seconds in STAGES:
+    for share, seconds in STAGES:
+        wanted = int(share * tokens)
         with console.stage(
-            f"recording until there are {tokens} tokens", expected=(tokens - bench.lesson.recorded) / 400
+            f"recording until there are {wanted} tokens", expected=(wanted - bench.lesson.recorded) / 400
         ):
-            bench.lesson.capture(tokens)
+            bench.lesson.capture(wanted)
         with console.stage(f"training for {seconds:.0f} s", expected=seconds + 60):
             console.say(f"  {_told(bench.train(seconds))}")
 
@@ -145,7 +148,7 @@ def recover(console: Console, bench: Bench, model: Path, *, steps: int, learning
 
 
 def measure(
-    console: Console, *, steps: int, learning_rate: float, seed: int, publish: bool
+    console: Console, *, tokens: int, steps: int, learning_rate: float, seed: int, publish: bool
 ) -> dict[str, float | int | None]:
     """Runs everything on this machine."""
     model = engines.small_model()
@@ -155,7 +158,7 @@ def measure(
             server = stack.enter_context(rollout_server(model, *flags, folder=Path(folder)))
         lesson = Lesson(server, model, draft_length=DRAFT_LENGTH, seed=seed)
         bench = Bench(lesson, rl_task.prompts(UNSEEN, seed=seed + 1))
-        learn(console, bench)
+        learn(console, bench, tokens=tokens)
         with console.stage("one request at a time", expected=12.0 * SINGLE_ROUNDS):
             rates = [bench.single_rates(turn=turn) for turn in range(SINGLE_ROUNDS)]
         learnt = bench.points[-1]
@@ -163,7 +166,7 @@ def measure(
     picture = draw(bench.points, PICTURE if publish else FOLDER / PICTURE.name, draft_length=DRAFT_LENGTH)
     console.say(f"learning curve: {picture}")
     return {
-        "captured_tokens": STAGES[-1][0],
+        "captured_tokens": learnt.tokens,
         "training_s": sum(seconds for _, seconds in STAGES),
         "draft_length": DRAFT_LENGTH,
         "accept_length": learnt.accept_length,
@@ -172,8 +175,8 @@ def measure(
         "single_request_tokens_per_s": statistics.median(drafted for _, drafted in rates),
         "single_request_tokens_per_s_off": statistics.median(plain for plain, _ in rates),
         **{
-            f"accept_length_{tokens // 1000}k_tokens": point.accept_length
-            for (tokens, _), point in zip(STAGES, bench.points[1:], strict=False)
+            f"accept_length_{int(share * tokens) // 1000}k_tokens": point.accept_length
+            for (share, _), point in zip(STAGES, bench.points[1:], strict=False)
         },
         "accept_length_untrained": bench.points[0].accept_length,
         **recovered,
@@ -188,6 +191,7 @@ def _told(point: Point) -> str:
 def main() -> int:
     """Measures, writes bench/results/learning.json and the page that is made from it."""
     parser = argparse.ArgumentParser(prog="python -m bench.learning", description=__doc__)
+    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"to record in all (default {TOKENS})")
     parser.add_argument("--steps", type=int, default=3, help="of GRPO (default 3)")
     parser.add_argument(
         "--learning-rate", type=float, default=1e-5, help="of GRPO (default 1e-5, the example has 2e-6)"
@@ -198,8 +202,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.steps < 1:
         parser.error(f"--steps: {options.steps} is less than 1")
+    if options.tokens < LEAST_TOKENS:
+        parser.error(f"--tokens: {options.tokens} is less than {LEAST_TOKENS}, a drafter learns nothing from them")
     found = measure(
         Console(),
+        tokens=options.tokens,
         steps=options.steps,
         learning_rate=options.learning_rate,
         seed=options.seed,

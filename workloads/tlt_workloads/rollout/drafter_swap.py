@@ -12,6 +12,7 @@ import torch
 
 from tlt_workloads.contract import DrafterRefusal
 from tlt_workloads.drafter import DrafterConfig
+from tlt_workloads.rollout.background import background_thread
 from tlt_workloads.rollout.checksum import policy_checksum, shared_tensors
 from tlt_workloads.rollout.locations import OutsideStoreError
 from tlt_workloads.rollout.revision_files import read_shape, read_tensors
@@ -106,7 +107,7 @@ class DrafterSwap:
             if self._thread is threading.current_thread():
                 self._staged = staged
 
-        self._thread = threading.Thread(target=work, name="tlt-drafter", daemon=True)
+        self._thread = background_thread(work, name="tlt-drafter")
         self._thread.start()
 
     def ready(self) -> bool:

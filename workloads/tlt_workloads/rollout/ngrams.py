@@ -7,13 +7,14 @@ start waits for it.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+
+from tlt_workloads.rollout.background import background_thread
 
 logger = logging.getLogger("vllm.tlt")
 
@@ -33,7 +34,7 @@ class NgramDrafter:
         self._runner = runner
         self._proposer: Any = None
         self._on_ready = on_ready
-        threading.Thread(target=self._compile, name="tlt-ngrams", daemon=True).start()
+        background_thread(self._compile, name="tlt-ngrams").start()
 
     def _compile(self) -> None:
         from vllm.v1.spec_decode.ngram_proposer import NgramProposer

@@ -3,8 +3,9 @@
 One server with the plugin and SmolLM2-135M.  It answers the example's questions at temperature 0.7 and records its
 hidden states; between two recordings the trainer's window loop runs for a while on all cores of this machine, each of
 which stands for an accelerator, with the settings that a trainer pod has.  After every window the newest revision is
-loaded and meets questions that were never recorded: that is the live accept length.  Then the same questions are
-answered one at a time with and without speculation, turn about.
+loaded and meets questions that were never recorded: that is the live accept length.  Then such questions are answered
+one at a time with and without speculation, turn about.  Answers end where the policy ends them: what a model says
+beyond that is nothing that a rollout holds, and nothing that a drafter has learnt.
 
 At the end the example's own GRPO learner takes real steps, which change the policy and are recorded; the drafter is
 measured before and after one window of a minute.  `recovery_ratio` is the accept length after it against that before
@@ -39,8 +40,8 @@ TOKENS = 200_000  # recorded in all ...
 STAGES = ((0.1, 60.0), (0.25, 90.0), (0.5, 150.0), (1.0, 300.0))  # ... up to this share, then trained for (s)
 LEAST_TOKENS = 20_000
 WINDOW = 60.0  # seconds, after the policy has changed
-MEASURED_BATCH, MEASURED_TOKENS = 16, 256  # answers at once, and tokens of each
-SINGLE_TOKENS, SINGLE_ROUNDS = 256, 5
+MEASURED_BATCH, MEASURED_QUESTIONS = 16, 32  # answers at once, and in all
+SINGLE_ROUNDS, SINGLE_QUESTIONS = 6, 2  # of each way in a round
 UNSEEN = 600  # questions
 FOLDER = ROOT / "build" / "bench"
 PICTURE = ROOT / "docs" / "images" / "learning.png"
@@ -65,8 +66,7 @@ class Bench:
         self._speculate(DRAFT_LENGTH)
         before = self._counts()
         with concurrent.futures.ThreadPoolExecutor(MEASURED_BATCH) as pool:
-            asked = self.unseen[:MEASURED_BATCH]
-            list(pool.map(lambda prompt: self.lesson.answer(prompt, tokens=MEASURED_TOKENS, fixed=True), asked))
+            list(pool.map(self.lesson.answer, self.unseen[:MEASURED_QUESTIONS]))
         drafts, accepted = (now - then for now, then in zip(self._counts(), before, strict=True))
         return 1 + accepted / drafts
 
@@ -90,11 +90,11 @@ class Bench:
 
     def single_rates(self, *, turn: int) -> tuple[float, float]:
         """Tokens per second of one request alone, without and with speculation; the order changes with the turn."""
-        found = {}
+        first, found = MEASURED_QUESTIONS + SINGLE_QUESTIONS * turn, {}
         for length in (0, DRAFT_LENGTH) if turn % 2 == 0 else (DRAFT_LENGTH, 0):
             self._speculate(length)
             began = time.monotonic()
-            tokens = self.lesson.answer(self.unseen[MEASURED_BATCH + turn], tokens=SINGLE_TOKENS, fixed=True)
+            tokens = sum(self.lesson.answer(prompt) for prompt in self.unseen[first : first + SINGLE_QUESTIONS])
             found[length] = tokens / (time.monotonic() - began)
         return found[0], found[DRAFT_LENGTH]
 

@@ -3,9 +3,9 @@
 One server with the plugin.  It answers the questions of the example's RL run, its hidden states are captured, and the
 trainer's own window loop makes a drafter of them on this machine, which is loaded as any revision is.  Then the same
 batches are answered in every mode, turn about, so that a drift of the machine falls on all: batch sizes from 1 to 16
-with answers of one length, and rollouts of other questions whose answers have the lengths that such answers had while
-capturing, but for two that go on to the limit.  The number of tokens is the same in every mode, which tokens is left to
-chance.
+with answers of one length, and rollouts with a long tail.  The number of tokens is the same in every mode, which tokens
+is left to chance.  All questions are new ones that were answered a few times before, and no answer is made to go on for
+longer than the shortest of these: what a policy says beyond its end is nothing that a rollout holds.
 
 Adaptive speculation has answered a batch of each size before it is measured; what it tries later is in its figures.
 
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import engines, rl_task, tables
@@ -33,11 +33,10 @@ from tests.support.rollout_server import rollout_server
 
 LONGEST = 4  # drafted tokens
 BATCHES = (1, 2, 4, 8, 16)
-ANSWER_TOKENS = 128  # of each request in a batch; few answers to the longer questions are shorter
+ANSWER_TOKENS = 128  # of each request in a batch
+SURVEYED = 60  # new questions, each answered `GENERATIONS` times
 ROLLOUT_REQUESTS = 16
 TAIL = 2  # requests that are left when the tail begins
-QUESTIONS = 3000  # more than are asked
-KINDS = 3  # of questions, by turns; the last one has the longest answers
 
 OFF, ADAPTIVE, NGRAM = "off", "adaptive", "ngram"
 STATIC = tuple(f"static {length}" for length in range(1, LONGEST + 1))
@@ -62,7 +61,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A question and how long its answer is to be."""
+    """A question and how long its answer is to be, in tokens."""
 
     prompt: str
     tokens: int
@@ -74,9 +73,22 @@ class Bench:
     def __init__(self, lesson: Lesson, *, seed: int) -> None:
         self._lesson = lesson
         self._server = lesson.server
-        self._new = rl_task.prompts(QUESTIONS, seed=seed + 1)  # never seen in training
         self._dice = random.Random(seed)
+        self._seed = seed
         self._pool = concurrent.futures.ThreadPoolExecutor(max(*BATCHES, ROLLOUT_REQUESTS))
+        self._requests: list[Request] = []  # longest first
+
+    def survey(self) -> None:
+        """Finds out how long the answers to new questions are by themselves."""
+        prompts = rl_task.prompts(SURVEYED, seed=self._seed + 1)  # never seen in training
+        jobs = [
+            [self._pool.submit(self._lesson.answer, prompt) for _ in range(rl_task.GENERATIONS)] for prompt in prompts
+        ]
+        found = [
+            Request(prompt=prompt, tokens=min(job.result() for job in answers))
+            for prompt, answers in zip(prompts, jobs, strict=True)
+        ]
+        self._requests = sorted(found, key=lambda request: -request.tokens)
 
     def switch(self, mode: str) -> None:
         """Another mode from the next step on."""
@@ -90,10 +102,11 @@ class Bench:
         self._called("POST", "/tlt/v1/speculation", body)
 
     def rate(self, batch: int, *, turn: int) -> float:
-        """Tokens per second of a batch whose answers are equally long, to questions of the longest kind."""
+        """Tokens per second of a batch whose answers are equally long."""
+        long = [request for request in self._requests if request.tokens >= ANSWER_TOKENS] or self._requests[:batch]
+        asked = [long[(turn * batch + number) % len(long)] for number in range(batch)]
         began = time.monotonic()
-        asked = [self._new[KINDS * (turn * batch + number) + KINDS - 1] for number in range(batch)]
-        jobs = [self._submit(prompt, ANSWER_TOKENS) for prompt in asked]
+        jobs = [self._submit(request.prompt, min(request.tokens, ANSWER_TOKENS)) for request in asked]
         return sum(job.result() for job in jobs) / (time.monotonic() - began)
 
     def rollout(self, requests: Sequence[Request]) -> Rollout:
@@ -107,20 +120,13 @@ class Bench:
         tokens = sum(request.tokens for request in requests)
         return Rollout(whole=tokens / (ended - began), tail=(after - before) / (ended - tail_began))
 
-    def draw(self, lengths: Sequence[int]) -> list[Request]:
-        """One rollout: new questions, each with the length of some answer to a question of its kind.
-
-        Two of the longest kind go on to the limit and the others end at half of it, so that every rollout has a tail
-        that is long enough to be timed.
-        """
-        first = KINDS * self._dice.randrange((len(self._new) - ROLLOUT_REQUESTS) // KINDS)
-        longest = range(KINDS - 1, KINDS * TAIL, KINDS)
-        drawn = [max(8, self._dice.choice(_of_kind(lengths, number))) for number in range(ROLLOUT_REQUESTS)]
-        limit = rl_task.LONGEST_ANSWER
-        return [
-            Request(prompt=self._new[first + number], tokens=limit if number in longest else min(tokens, limit // 2))
-            for number, tokens in enumerate(drawn)
-        ]
+    def draw(self, *, turn: int) -> list[Request]:
+        """One rollout: the longest answers that no rollout before had, and others that are over at half of these."""
+        first = TAIL * turn % (len(self._requests) - ROLLOUT_REQUESTS)
+        longest, others = self._requests[first : first + TAIL], self._requests[first + TAIL :]
+        half = max(1, longest[-1].tokens // 2)
+        drawn = self._dice.sample(others, ROLLOUT_REQUESTS - TAIL)
+        return [*longest, *(replace(request, tokens=min(request.tokens, half)) for request in drawn)]
 
     def accept_length(self) -> float | None:
         """Of the drafter in use, at the longest draft."""
@@ -138,15 +144,10 @@ class Bench:
             raise RuntimeError(f"{method} {route}: {status} {answer}")
 
 
-def _of_kind(lengths: Sequence[int], number: int) -> list[int]:
-    """The lengths of answers to questions of the kind that the question with this number has: kinds take turns."""
-    return [length for index, length in enumerate(lengths) if (index // rl_task.GENERATIONS) % KINDS == number % KINDS]
-
-
-def rounds_of(bench: Bench, lengths: Sequence[int], *, rounds: int, figures: Figures) -> Iterator[str]:
+def rounds_of(bench: Bench, *, rounds: int, figures: Figures) -> Iterator[str]:
     """Measures, and tells of each round."""
     for turn in range(rounds):
-        drawn = bench.draw(lengths)
+        drawn = bench.draw(turn=turn)
         modes = [*MODES[turn % len(MODES) :], *MODES[: turn % len(MODES)]]
         for mode in modes:
             bench.switch(mode)
@@ -207,11 +208,13 @@ def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed:
         offline = lesson.load_newest().evaluation.accept_length
         bench = Bench(lesson, seed=seed)
         bench.switch(ADAPTIVE)
+        with console.stage(f"{SURVEYED} new questions", expected=SURVEYED):
+            bench.survey()
         with console.stage("adaptive speculation gets to know the machine", expected=40):
             for batch in reversed(BATCHES):
                 bench.rate(batch, turn=rounds)
         with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=rounds * len(MODES) * 45):
-            for line in rounds_of(bench, lesson.lengths, rounds=rounds, figures=figures):
+            for line in rounds_of(bench, rounds=rounds, figures=figures):
                 console.say(f"  {line}")
         live = bench.accept_length()
     return {

@@ -275,21 +275,23 @@ def measure(console: Console, *, tokens: int, kills: int, recorded: Path | None)
         kills: of a second worker, beyond the one in the middle.
         recorded: a job's folder with hidden states of the small model, in the place of new ones.
     """
-    model = engines.small_model()
+    model, captured = engines.small_model(), None
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         if recorded is None:
             with console.stage("a server", expected=60):
                 server = stack.enter_context(rollout_server(model, *engines.FLAGS, folder=folder))
             with console.stage(f"recording {tokens} tokens", expected=tokens / 200):
-                Lesson(server, model, draft_length=DRAFT_LENGTH, seed=1).capture(tokens)
+                lesson = Lesson(server, model, draft_length=DRAFT_LENGTH, seed=1)
+                lesson.capture(tokens)
+            captured = lesson.recorded  # whole answers, so somewhat more
             stack.close()  # its cores are the workers' now
         else:
             shutil.copytree(recorded / "hidden-states", folder / "store" / JOB / "hidden-states")
         (folder / "token").write_text("bench")
         with lighthouse() as light:
             found = asyncio.run(train(console, folder, model, light, kills=kills))
-    return {"captured_tokens": tokens if recorded is None else None} | found
+    return {"captured_tokens": captured} | found
 
 
 def main() -> int:

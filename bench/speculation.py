@@ -203,6 +203,7 @@ def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed:
         lesson = Lesson(server, model, draft_length=LONGEST, seed=seed)
         with console.stage(f"capture of {tokens} tokens", expected=tokens / 400):
             lesson.capture(tokens)
+        recorded = lesson.recorded  # whole answers, so somewhat more
         with console.stage("training", expected=minutes * 60 + 20):
             lesson.train(minutes * 60)
         offline = lesson.load_newest().evaluation.accept_length
@@ -219,7 +220,7 @@ def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed:
         live = bench.accept_length()
     return {
         "rounds": rounds,
-        "captured_tokens": tokens,
+        "captured_tokens": recorded,
         "training_s": minutes * 60,
         "offline_accept_length": offline,
         "live_accept_length": live,

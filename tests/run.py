@@ -55,7 +55,7 @@ def pytest_stage(name: str, folder: str, *, expected: tuple[float, float], after
 
 STAGES = (
     Stage(name="tools", command=(SYSTEM_PYTHON, "-m", "devcluster", "tools"), expected=(2, 0.1)),
-    Stage(name="binaries", command=(SYSTEM_PYTHON, "-m", "devcluster", "build"), expected=(13, 0.1), after=("tools",)),
+    Stage(name="binaries", command=(SYSTEM_PYTHON, "-m", "devcluster", "build"), expected=(11, 0.1), after=("tools",)),
     Stage(
         name="prometheus",
         command=(SYSTEM_PYTHON, "-m", "devcluster", "build", "prometheus"),
@@ -76,7 +76,7 @@ STAGES = (
     pytest_stage("store", "tests/store", expected=(1.5, 1.5), after=("object-store", "unit", "chart")),
     pytest_stage("api", "tests/api", expected=(9, 9), after=("prometheus", "store")),
     pytest_stage("engine", "tests/engine", expected=(6, 6), after=("api", "images")),
-    pytest_stage("cluster", "tests/cluster", expected=(14, 12), after=("engine",)),
+    pytest_stage("cluster", "tests/cluster", expected=(16, 14), after=("engine",)),
     # Replicas need a core each, or one waits in vain for the other.
     pytest_stage("elastic", "tests/elastic", expected=(2.5, 2.5), after=("cluster",)),
 )

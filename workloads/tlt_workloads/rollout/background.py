@@ -25,7 +25,9 @@ def background_thread(work: Callable[[], None], *, name: str) -> threading.Threa
     def run() -> None:
         if sys.platform == "linux":  # elsewhere priorities belong to whole processes
             with contextlib.suppress(OSError):  # a sandbox may forbid it; then it is a thread like the others
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
+                own = threading.get_native_id()
+                # A server that was started at a lower priority yet keeps it.
+                os.setpriority(os.PRIO_PROCESS, own, max(LOW_PRIORITY, os.getpriority(os.PRIO_PROCESS, own)))
         work()
 
     return threading.Thread(target=run, name=name, daemon=True)

@@ -235,7 +235,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=100_000, help="to capture (default 100000)")
     parser.add_argument("--minutes", type=float, default=8.0, help="of training (default 8)")
     parser.add_argument("--dry", action="store_true", help="print the figures and write nothing")
-    parser.add_argument("--seed", type=int, default=1, help="of the rollouts' lengths (default 1)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the questions, and of what a rollout is made of (default 1)"
+    )
     options = parser.parse_args()
     for name in ("rounds", "tokens", "minutes"):
         if getattr(options, name) <= 0:

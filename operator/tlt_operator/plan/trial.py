@@ -24,6 +24,9 @@ CONTROLS = 4  # control pods for each canary: more would hardly make the differe
 MOST_CONTROLS = 64
 MOST_STRATA = 256  # a trial with more has seen many policies and few drafts of each, and begins anew
 AVOIDED = 3.0  # times fewer drafts than the others for as many tokens
+USELESS = 0.25  # of the tokens that the others' drafts have accepted: what this saves does not pay for the drafting
+USELESS_EXPECTED = 16.0  # tokens that would have been accepted, before so few are held against it
+USELESS_DRAFTS = 100.0  # that its tokens would have taken, before engines that turn away from it are believed at once
 LATE_AFTER = 30.0  # seconds that a canary may take to load the revision before another pod tries it
 LOST_AFTER = 300.0  # seconds of silence after which a pod is no longer waited for
 
@@ -66,6 +69,7 @@ class Arm:
     restarts: int = 0  # of its containers, when it was looked at last
     loaded: bool = False  # it had the drafter of its side since then
     waited: float = 0.0  # seconds without the drafter of its side
+    loading_under: int | None = None  # policy version at the last look, if it had yet to load the drafter of its side
 
     @property
     def late(self) -> bool:
@@ -112,15 +116,24 @@ class Trial:
     def is_avoided(self, min_drafts: int) -> bool:
         """Whether engines that choose how much they draft have turned away from it.
 
-        Had the canaries drafted as the controls did, their tokens would have taken twice `min_drafts` drafts, and
-        several times as many as they made; and the few that they made look worse.  Where nothing can be compared, since
-        they were all made before the first look or in lengths that the controls do not draft, it takes more tokens.
+        Had the canaries drafted as the controls did, their tokens would have taken several times the drafts that they
+        made; and the few that they made look worse.  How many it takes depends on how bad they look: `USELESS_DRAFTS`
+        where hardly a token was accepted, else twice `min_drafts`, and more where nothing can be compared since they
+        were all made in lengths that the controls do not draft.
         """
         canary, control = (sum(arm.written for arm in self.arms if arm.side is side) for side in Side)
         expected = self.control.drafts * canary / control if control else 0.0
         comparable = any(item.canary.drafts and item.control.drafts for item in self.strata)
-        least = (2 if comparable else AVOIDED) * min_drafts
+        least = USELESS_DRAFTS if self.is_useless else (2 if comparable else AVOIDED) * min_drafts
         return expected >= max(least, AVOIDED * self.canary.drafts) and (self.lean < 0 or not comparable)
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether hardly any token was accepted, where the others' drafts of these lengths would have had many."""
+        met = [item for item in self.strata if item.canary.drafts and item.control.drafts]
+        accepted = sum(item.canary.accepted for item in met)
+        expected = sum(item.canary.drafts * item.control.accepted / item.control.drafts for item in met)
+        return expected >= USELESS_EXPECTED and accepted <= USELESS * expected
 
     def has_seen(self, drafts: int) -> bool:
         """Whether each side has made so many drafts under circumstances that the other one has met too."""
@@ -264,22 +277,26 @@ def _count(
     if state is None or view.fault is not None:
         return arm
     if not holds(view, setup.candidate if arm.side is Side.CANARY else setup.active):
-        return replace(arm, boot="", readings=())
+        return replace(arm, boot="", readings=(), loading_under=state.policy_version)
     readings = readings_of(state)
-    if (arm.boot, arm.policy_version) == (state.boot, state.policy_version):
+    is_counting = (arm.boot, arm.policy_version) == (state.boot, state.policy_version)
+    # A pod counts from zero when it loads a drafter, so that all of it is this drafter's, and for this policy.
+    if is_counting or arm.loading_under == state.policy_version:
         known = {item.draft_length: item for item in arm.readings}
         for item in readings:
             last = known.get(item.draft_length)
-            if last is None and state.acceptance.by_length:  # a length that it had not drafted yet
+            if last is None and (state.acceptance.by_length or not is_counting):  # a length that it had not drafted yet
                 last = Reading(draft_length=item.draft_length, drafts=0, accepted=0)
             if last is None or item.drafts <= last.drafts or item.accepted < last.accepted:
                 continue
             version = 0 if comparison is Comparison.BEFORE_AFTER else state.policy_version
             more = DraftCounts(item.drafts - last.drafts, item.accepted - last.accepted)
             _add(strata, (version, item.draft_length), arm.side, more)
+    if is_counting:
         arm = replace(arm, written=arm.written + max(0, state.generated_tokens - arm.generated))
     return replace(
         arm,
+        loading_under=None,
         boot=state.boot,
         policy_version=state.policy_version,
         readings=readings,

@@ -112,16 +112,32 @@ def test_a_canary_that_does_not_come_to_load_it_is_replaced_for_good() -> None:
 
 def test_only_what_was_drafted_during_the_trial_counts() -> None:
     _, canary, (control,) = begin("a", "b")
-    trial = look(Trial(), [pod(canary, 1, 700, 500), pod(control, 1, 9000, 8000)])
-    trial = look(trial, [pod(canary, 2, 50, 20), pod(control, 1, 9000, 8000)])
+    trial = look(Trial(), [pod(canary, 2, 700, 500), pod(control, 1, 9000, 8000)])
     assert trial.strata == (), "a first look has nothing to subtract from"
-    trial = look(trial, [pod(canary, 2, 150, 60), pod(control, 1, 9400, 8200)])
+    trial = look(trial, [pod(canary, 2, 800, 540), pod(control, 1, 9400, 8200)])
     (stratum,) = trial.strata
     assert stratum == Stratum(
         policy_version=1, draft_length=3, canary=DraftCounts(100, 40), control=DraftCounts(400, 200)
     )
     assert trial.has_seen(100)
     assert not trial.has_seen(101)
+
+
+def test_what_is_drafted_between_loading_and_the_next_look_counts() -> None:
+    """An engine that turns away from a bad drafter does so within a second, and drafts no more with it."""
+    trial, canary, (control,) = begin("a", "b")
+    trial = look(trial, [pod(canary, 1, 700, 500), pod(control, 1)])
+    trial = look(trial, [pod(canary, 2, 50, 20), pod(control, 1, 400, 200)])
+    (stratum,) = trial.strata
+    assert (stratum.canary, stratum.control) == (DraftCounts(50, 20), DraftCounts(400, 200))
+    trial = look(trial, [pod(canary, 2, 60, 24), pod(control, 1, 400, 200)])
+    assert trial.canary == DraftCounts(60, 24), "and counts once"
+
+
+def test_what_was_drafted_for_two_policies_since_loading_is_dropped() -> None:
+    trial, canary, (control,) = begin("a", "b")
+    trial = look(trial, [pod(canary, 2, 50, 20, policy_version=2), pod(control, 1, policy_version=2)])
+    assert trial.strata == ()
 
 
 def test_policies_are_kept_apart_and_what_spans_two_is_dropped() -> None:
@@ -142,7 +158,10 @@ def test_a_change_of_the_draft_length_begins_anew() -> None:
     trial, canary, (control,) = begin("a", "b")
     for length, drafts in ((3, 100), (5, 200), (5, 300)):
         trial = look(trial, [pod(canary, 2, drafts, drafts, draft_length=length), pod(control, 1)])
-    assert [(item.draft_length, item.canary) for item in trial.strata] == [(5, DraftCounts(100, 100))]
+    assert [(item.draft_length, item.canary) for item in trial.strata] == [
+        (3, DraftCounts(100, 100)),
+        (5, DraftCounts(100, 100)),
+    ]
 
 
 def test_a_pod_that_drafts_by_batch_size_is_counted_by_draft_length() -> None:
@@ -161,22 +180,24 @@ def test_a_pod_that_drafts_by_batch_size_is_counted_by_draft_length() -> None:
     for lengths in ({2: (100, 50)}, {2: (150, 75)}, {2: (150, 75), 5: (30, 60)}):
         trial = look(trial, [drafted(canary, 2, lengths), drafted(control, 1, {})])
     assert {item.draft_length: item.canary for item in trial.strata} == {
-        2: DraftCounts(50, 25),
+        2: DraftCounts(150, 75),
         5: DraftCounts(30, 60),
     }
 
 
-def test_a_pod_that_restarts_or_lacks_its_drafter_counts_from_there() -> None:
+def test_a_pod_that_restarts_counts_on_when_it_has_its_drafter_again() -> None:
     trial, canary, (control,) = begin("a", "b")
     steps = [
         pod(canary, 2, 100, 50),
         pod(canary, None, 900, 900, boot="second"),  # the server's own drafter
         pod(canary, 2, 40, 20, boot="second"),
         pod(canary, 2, 90, 45, boot="second"),
+        pod(canary, 2, 30, 15, boot="third"),  # since when it has counted these, nobody saw
+        pod(canary, 2, 35, 17, boot="third"),
     ]
     for view in steps:
         trial = look(trial, [view, pod(control, 1)])
-    assert trial.canary == DraftCounts(50, 25)
+    assert trial.canary == DraftCounts(100 + 90 + 5, 50 + 45 + 2)
 
 
 def test_an_answer_that_is_old_news_is_not_counted_twice() -> None:
@@ -185,7 +206,7 @@ def test_an_answer_that_is_old_news_is_not_counted_twice() -> None:
         trial = look(trial, [view, pod(control, 1)])
     silent = dataclasses.replace(pod(canary, 2, 500, 400), fault=Fault.UNREACHABLE)
     trial = look(trial, [silent, pod(control, 1)])
-    assert trial.canary == DraftCounts(100, 50)
+    assert trial.canary == DraftCounts(110, 55)
 
 
 def test_restarts_of_canaries_that_had_the_revision_are_counted() -> None:
@@ -256,7 +277,7 @@ def test_the_record_survives_a_restart_and_counts_on() -> None:
     known = read_trial(json.loads(json.dumps(write_trial(trial))))
     assert known == trial
     known = look(known, [pod(canary, 2, 60, 30), pod(control, 1, 30, 15)])
-    assert (known.canary, known.control) == (DraftCounts(50, 25), DraftCounts(30, 15))
+    assert (known.canary, known.control) == (DraftCounts(60, 30), DraftCounts(30, 15))
 
 
 def test_a_record_that_cannot_be_read_begins_anew() -> None:
@@ -303,6 +324,15 @@ def test_few_drafts_of_few_tokens_are_nobodys_choice() -> None:
     longer = {"drafts": 50, "accepted": 5, "length": 4, "generated_tokens": 600}
     assert avoided(longer, GOOD), "nothing to compare with"
     assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 2000}, {**GOOD, "drafts": 0, "accepted": 0})
+
+
+def test_a_drafter_of_which_hardly_a_token_is_accepted_leaves_much_sooner() -> None:
+    useless = {"drafts": 30, "accepted": 6}  # where the control's drafter would have had 24 tokens
+    assert avoided({**useless, "generated_tokens": 200}, GOOD, min_drafts=500)
+    assert not avoided({**useless, "generated_tokens": 190}, GOOD, min_drafts=500), "it has not turned away yet"
+    assert not avoided({"drafts": 30, "accepted": 7, "generated_tokens": 200}, GOOD, min_drafts=500)
+    assert not avoided({"drafts": 19, "accepted": 0, "generated_tokens": 200}, GOOD, min_drafts=500), "too few to tell"
+    assert not avoided({"drafts": 90, "accepted": 6, "generated_tokens": 200}, GOOD, min_drafts=500), "it goes on"
 
 
 def test_few_drafts_that_do_well_are_not_held_against_it() -> None:

@@ -35,7 +35,7 @@ GROWTH = 1.25  # of batch sizes from bucket to bucket, once they are too many to
 class BanditSettings:
     """How a bandit behaves."""
 
-    longest: int  # draft length
+    longest: int  # draft length that the engine can make
     epsilon: float = 0.1  # of decisions that try another arm
     exploration_share: float = 0.01  # of a bucket's time, that may be lost by trying
     episode: int = 8  # steps from one decision to the next
@@ -112,11 +112,12 @@ class DraftBandit:
         self._edges = [bucket.largest for bucket in self._buckets]
         self._acceptance = {source: _Acceptance(settings.longest) for source in DraftSource}
         self._sources: frozenset[DraftSource] = frozenset()
+        self._longest = settings.longest
 
-    def offer(self, sources: frozenset[DraftSource]) -> None:
-        """Which drafters there are from now on."""
-        if sources != self._sources:
-            self._sources = sources
+    def offer(self, sources: frozenset[DraftSource], *, longest: int) -> None:
+        """Which drafters there are from now on, and the longest drafts that are wanted of them."""
+        if (sources, longest) != (self._sources, self._longest):
+            self._sources, self._longest = sources, longest
             self._decide_anew()
 
     def forget(self, source: DraftSource) -> None:
@@ -184,7 +185,7 @@ class DraftBandit:
             rate = self._rate(bucket, plan)
             if rate is not None:
                 rates[plan] = rate
-            elif plan in (OFF, self._settings.longest):
+            elif plan in (OFF, self._longest):
                 return plan  # the longest draft tells of all shorter ones
         best = max(rates, key=lambda plan: rates[plan])
         incumbent = bucket.incumbent
@@ -217,7 +218,7 @@ class DraftBandit:
         yield OFF
         for source in DraftSource:
             if source in self._sources:
-                yield from (DraftPlan(length, source) for length in range(self._settings.longest, 0, -1))
+                yield from (DraftPlan(length, source) for length in range(self._longest, 0, -1))
 
     def _rate(self, bucket: _Bucket, plan: DraftPlan) -> float | None:
         """Tokens per second and request; None when nothing is known to reckon it from."""

@@ -92,7 +92,8 @@ class Speculation:
         self._is_working = is_working
         self._clock = clock
         self._order = SpeculationOrder(settings=SpeculationSettings(), has_drafter=False, largest_batch=0)
-        self._bandit = self._new_bandit(longest)
+        dice = random.Random(SEED)  # noqa: S311 - no secret
+        self._bandit = DraftBandit(BanditSettings(longest=longest), dice=dice)
         self._stepped_at: float | None = None
         self._planned = OFF
 
@@ -103,9 +104,7 @@ class Speculation:
 
     def obey(self, order: SpeculationOrder) -> None:
         """From the next step on."""
-        if order.settings.draft_length != self._order.settings.draft_length:
-            self._bandit = self._new_bandit(order.settings.draft_length)
-        elif order.is_new_drafter:
+        if order.is_new_drafter:
             self._bandit.forget(DraftSource.LEARNED)
         self._order = order
 
@@ -141,7 +140,7 @@ class Speculation:
             case SpeculationMode.NGRAM:
                 return DraftPlan(settings.draft_length, DraftSource.NGRAM) if self._has_ngrams else OFF
             case SpeculationMode.ADAPTIVE:
-                self._bandit.offer(self._sources())
+                self._bandit.offer(self._sources(), longest=settings.draft_length)
                 return self._bandit.choose(batch)
 
     # -- outcome ---------------------------------------------------------------------------------------------------
@@ -193,10 +192,6 @@ class Speculation:
     def _sources(self) -> frozenset[DraftSource]:
         found = {DraftSource.LEARNED} if self._order.has_drafter else set()
         return frozenset(found | ({DraftSource.NGRAM} if self._has_ngrams else set()))
-
-    @staticmethod
-    def _new_bandit(longest: int) -> DraftBandit:
-        return DraftBandit(BanditSettings(longest=longest), dice=random.Random(SEED))  # noqa: S311 - no secret
 
 
 class SchedulerTap:

@@ -75,7 +75,7 @@ def run(bandit: DraftBandit, engine: Engine, batches: Sequence[int]) -> tuple[fl
 
 def new_bandit(sources: frozenset[DraftSource] = BOTH, **changes: float) -> DraftBandit:
     bandit = DraftBandit(BanditSettings(longest=LONGEST, **changes), dice=random.Random(1))  # type: ignore[arg-type]
-    bandit.offer(sources)
+    bandit.offer(sources, longest=LONGEST)
     return bandit
 
 
@@ -102,7 +102,7 @@ def test_ngrams_are_used_until_there_is_a_drafter_and_when_it_is_worse() -> None
     engine = Engine({DraftSource.LEARNED: GOOD, DraftSource.NGRAM: (0.5, 0.5, 0.5)})
     bandit = new_bandit(frozenset({DraftSource.NGRAM}))
     assert usual(run(bandit, engine, [2] * 600)[2]).source is DraftSource.NGRAM
-    bandit.offer(BOTH)
+    bandit.offer(BOTH, longest=LONGEST)
     assert usual(run(bandit, engine, [2] * 1500)[2]).source is DraftSource.LEARNED
     engine.acceptance[DraftSource.LEARNED] = POOR
     bandit.forget(DraftSource.LEARNED)

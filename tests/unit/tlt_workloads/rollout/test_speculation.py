@@ -221,3 +221,34 @@ def test_a_step_of_another_decider_is_left_alone(page: CounterPage) -> None:
     tap.scheduled(foreign)
     tap.finished(foreign, outcome(a=2))
     assert AcceptanceMeter(page).learned().drafts == 0
+
+
+def test_what_is_known_outlives_another_mode_and_another_draft_length(page: CounterPage) -> None:
+    clock = Clock()
+    speculation = Speculation(longest=LONGEST, page=page, is_working=lambda: True, clock=clock)
+
+    def ask(mode: SpeculationMode, draft_length: int) -> None:
+        settings = SpeculationSettings(mode=mode, draft_length=draft_length)
+        speculation.obey(SpeculationOrder(settings=settings, has_drafter=True, largest_batch=LARGEST_BATCH))
+
+    def live(steps: int) -> set[int]:
+        plans = set()
+        for _ in range(steps):
+            plan = speculation[1]
+            plans.add(int(plan))
+            clock.now += 1.0 + 0.1 * plan
+            drafts, accepted = {"a": int(plan)}, {"a": int(plan)}
+            speculation.note_step(verified=plan, made=plan, drafts=drafts, accepted=accepted, has_prompts=False)
+        return plans
+
+    ask(SpeculationMode.ADAPTIVE, LONGEST)
+    assert live(8) == {0}, "a new batch size begins without drafts"
+    live(100)
+    ask(SpeculationMode.STATIC, 1)
+    assert live(8) == {1}
+    ask(SpeculationMode.ADAPTIVE, LONGEST)
+    assert live(8) == {LONGEST}, "nothing is learnt again"
+    [bucket] = speculation.report().buckets
+    assert {0, 1, LONGEST} <= {arm.draft_length for arm in bucket.arms}, "and fixed modes teach as well"
+    ask(SpeculationMode.ADAPTIVE, 2)
+    assert max(live(200)) == 2, "no more than is asked for"

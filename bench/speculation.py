@@ -145,23 +145,27 @@ class Bench:
 
 
 def rounds_of(bench: Bench, *, rounds: int, figures: Figures) -> Iterator[str]:
-    """Measures, and tells of each round."""
+    """Measures, and tells of each round.
+
+    All modes answer a batch size before the next one's turn: what is compared lies minutes apart at most, since a
+    machine that is shared can be a third slower a quarter of an hour later.
+    """
     for turn in range(rounds):
         drawn = bench.draw(turn=turn)
         modes = [*MODES[turn % len(MODES) :], *MODES[: turn % len(MODES)]]
+        for batch in BATCHES:
+            rates = figures.batches.setdefault(batch, {})
+            for mode in modes:
+                bench.switch(mode)
+                rates.setdefault(mode, []).append(bench.rate(batch, turn=turn))
+            found = ", ".join(f"{mode} {rates[mode][-1]:.0f}" for mode in MODES)
+            yield f"round {turn + 1}, tokens/s of {batch} at once: {found}"
         for mode in modes:
             bench.switch(mode)
-            for batch in BATCHES:
-                rates = figures.batches.setdefault(batch, {}).setdefault(mode, [])
-                rates.append(bench.rate(batch, turn=turn))
             figures.rollouts.setdefault(mode, []).append(bench.rollout(drawn))
-            yield f"round {turn + 1}, {mode}: {_told(figures, mode)}"
-
-
-def _told(figures: Figures, mode: str) -> str:
-    rates = ", ".join(f"{batch}: {figures.batches[batch][mode][-1]:.0f}" for batch in BATCHES)
-    rollout = figures.rollouts[mode][-1]
-    return f"{rates} tokens/s by batch, rollout {rollout.whole:.0f}, tail {rollout.tail:.0f}"
+        last = {mode: figures.rollouts[mode][-1] for mode in MODES}
+        found = ", ".join(f"{mode} {item.whole:.0f} ({item.tail:.0f})" for mode, item in last.items())
+        yield f"round {turn + 1}, tokens/s of a rollout (of its tail): {found}"
 
 
 def metrics(figures: Figures) -> dict[str, float | int | None]:

@@ -9,6 +9,8 @@ choice, scores that are accept length x batch / time with the median time of a w
 - An arm that was never timed in a bucket is reckoned from its neighbours: between two draft lengths, or in proportion
   to not drafting, as the nearest bucket tells.  A new batch size begins with a few steps without drafts and then with a
   good choice, instead of trying everything.
+- A machine whose pace changes, since it is shared or runs into its power limit, would make the arm in use look worse
+  than those that were timed while it was fast.  Times are kept as they would have been at one pace.
 - Not drafting is an arm, and trying what seems worse is paid out of a fixed share of the time.  So the long run cannot
   be slower than the best arm by more than that share, whatever epsilon is.
 """
@@ -40,10 +42,25 @@ class BanditSettings:
     exploration_share: float = 0.01  # of a bucket's time, that may be lost by trying
     episode: int = 8  # steps from one decision to the next
     window: int = 48  # step times that are kept of each arm
+    recent: int = 25  # steps that tell the machine's pace
     margin: float = 0.02  # by which another arm must be better to replace the one in use
     memory: int = 4096  # drafts after which older ones count half
     optimism: float = 2.0  # acceptances that a drafter is credited with before it has shown any ...
     known: float = 64  # ... and drafts after which it is credited with none
+
+
+class _Pace:
+    """How many times as long as usual a step takes just now, whatever is drafted and how many requests there are."""
+
+    def __init__(self, recent: int) -> None:
+        self._ratios: deque[float] = deque(maxlen=recent)
+
+    @property
+    def now(self) -> float:
+        return statistics.median(self._ratios) if self._ratios else 1.0
+
+    def note(self, seconds: float, *, usual: float) -> None:
+        self._ratios.append(seconds / usual)
 
 
 @dataclass
@@ -51,7 +68,7 @@ class _Bucket:
     """Batch sizes that are decided together."""
 
     largest: int
-    times: dict[DraftPlan, deque[float]] = field(default_factory=dict)
+    times: dict[DraftPlan, deque[float]] = field(default_factory=dict)  # of steps, at the usual pace
     plan: DraftPlan = OFF
     incumbent: DraftPlan | None = None
     left: int = 0  # steps until the next decision
@@ -113,6 +130,7 @@ class DraftBandit:
         self._acceptance = {source: _Acceptance(settings.longest) for source in DraftSource}
         self._sources: frozenset[DraftSource] = frozenset()
         self._longest = settings.longest
+        self._pace = _Pace(settings.recent)
 
     def offer(self, sources: frozenset[DraftSource], *, longest: int) -> None:
         """Which drafters there are from now on, and the longest drafts that are wanted of them."""
@@ -139,7 +157,9 @@ class DraftBandit:
         times = bucket.times.get(plan)
         if times is None:
             times = bucket.times[plan] = deque(maxlen=self._settings.window)
-        times.append(seconds)
+        if len(times) == self._settings.window:  # fewer are no measure of others, and would stay as they are
+            self._pace.note(seconds, usual=statistics.median(times))
+        times.append(seconds / self._pace.now)
         bucket.total += seconds
         if bucket.incumbent is not None and plan != bucket.incumbent:
             bucket.lost += seconds * self._deficit(bucket, plan, bucket.incumbent)
@@ -161,7 +181,7 @@ class DraftBandit:
                     ArmReport(
                         source=plan.source,
                         draft_length=int(plan),
-                        step_seconds=statistics.median(times),
+                        step_seconds=statistics.median(times) * self._pace.now,
                         accept_length=1 + (self._acceptance[plan.source].mean(int(plan)) or 0.0),
                     )
                     for plan, times in sorted(bucket.times.items(), key=lambda item: (item[0].source, int(item[0])))

@@ -27,13 +27,14 @@ class Engine:
     per_token: float = 0.1
     per_draft: float = 0.05
     seed: int = 0
+    pace: float = 1.0  # how many times as long everything takes
 
     def __post_init__(self) -> None:
         self.dice = random.Random(self.seed)
 
     def seconds(self, plan: DraftPlan, batch: int) -> float:
         drafting = self.per_draft * plan if plan.source is DraftSource.LEARNED else 0.01
-        return max(self.fixed, self.per_token * batch * (1 + plan)) + (drafting if plan else 0.0)
+        return self.pace * (max(self.fixed, self.per_token * batch * (1 + plan)) + (drafting if plan else 0.0))
 
     def accepted(self, plan: DraftPlan) -> int:
         count = 0
@@ -182,3 +183,18 @@ def test_the_report_tells_what_was_measured() -> None:
     assert (accepted[DraftSource.LEARNED, 3], accepted[DraftSource.LEARNED, 0]) == (4.0, 1.0)
     assert seconds[DraftSource.LEARNED, 0] == pytest.approx(1.0, rel=0.05)
     assert seconds[DraftSource.LEARNED, 3] == pytest.approx(1.15, rel=0.05)
+
+
+def test_a_machine_that_becomes_slower_makes_nothing_else_look_better() -> None:
+    """What was timed while it was fast is no reason to leave the best arm; a cheaper draft is."""
+    engine = Engine({DraftSource.LEARNED: (0.6, 0.5, 0.4), DraftSource.NGRAM: POOR})
+    bandit = new_bandit()
+    run(bandit, engine, [9] * 3000)  # drafts of one token are worse by a seventh, and were timed
+    engine.pace = 1.4
+    plans = run(bandit, engine, [9] * 400)[2]
+    assert plans.count(OFF) >= 400 - 2 * 8, "but for a look at others"
+    [bucket] = bandit.report()
+    [off] = [arm for arm in bucket.arms if arm.draft_length == 0]
+    assert off.step_seconds == pytest.approx(1.4, rel=0.05), "what is told is what a step takes now"
+    engine.pace, engine.per_token = 1.0, 0.05
+    assert usual(run(bandit, engine, [9] * 3000)[2]) == DraftPlan(1), "the batch fits the accelerator now"

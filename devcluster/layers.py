@@ -80,9 +80,13 @@ def stand_in(layout: Path, held: Path) -> None:
     """Give a layout a sparse file for each blob that the node holds."""
     (layout / BLOBS).mkdir(parents=True)
     for blob in held.iterdir() if held.is_dir() else ():
+        try:
+            size = blob.stat().st_size
+        except FileNotFoundError:  # a node that has just started drops what no image of it needs
+            continue
         stand_in_file = layout / BLOBS / blob.name
         stand_in_file.touch()
-        os.truncate(stand_in_file, blob.stat().st_size)
+        os.truncate(stand_in_file, size)
 
 
 def rename(index: Path, name: str) -> None:

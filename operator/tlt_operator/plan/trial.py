@@ -123,16 +123,31 @@ class Trial:
         """
         canary, control = (sum(arm.written for arm in self.arms if arm.side is side) for side in Side)
         expected = self.control.drafts * canary / control if control else 0.0
-        comparable = any(item.canary.drafts and item.control.drafts for item in self.strata)
-        least = USELESS_DRAFTS if self.is_useless else (2 if comparable else AVOIDED) * min_drafts
-        return expected >= max(least, AVOIDED * self.canary.drafts) and (self.lean < 0 or not comparable)
+        if expected < AVOIDED * self.canary.drafts:
+            return False
+        if self.is_useless:
+            return expected >= USELESS_DRAFTS
+        if any(item.canary.drafts and item.control.drafts for item in self.strata):
+            return expected >= 2 * min_drafts and self.lean < 0
+        return expected >= AVOIDED * min_drafts
 
     @property
     def is_useless(self) -> bool:
-        """Whether hardly any token was accepted, where the others' drafts of these lengths would have had many."""
-        met = [item for item in self.strata if item.canary.drafts and item.control.drafts]
-        accepted = sum(item.canary.accepted for item in met)
-        expected = sum(item.canary.drafts * item.control.accepted / item.control.drafts for item in met)
+        """Whether hardly any token was accepted, where drafts of the others' drafter would have had many.
+
+        The others may draft other lengths.  The later a token stands in a draft the more seldom it is accepted, so that
+        a draft of k has at least as many accepted as a shorter one, and at least k / n of those of a longer one of n.
+        """
+        accepted, expected = 0, 0.0
+        for item in self.strata:
+            others = [other for other in self.strata if other.policy_version == item.policy_version]
+            drafts = sum(other.control.drafts for other in others)
+            if drafts:
+                accepted += item.canary.accepted
+                theirs = sum(
+                    other.control.accepted * min(1.0, item.draft_length / other.draft_length) for other in others
+                )
+                expected += item.canary.drafts * theirs / drafts
         return expected >= USELESS_EXPECTED and accepted <= USELESS * expected
 
     def has_seen(self, drafts: int) -> bool:

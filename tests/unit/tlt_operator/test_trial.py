@@ -308,7 +308,14 @@ def avoided(canary: dict[str, int], control: dict[str, int], *, min_drafts: int 
     """Whether the canary's engine turned away, after one more look at what both sides have made of it."""
     trial, tries, (goes_on,) = begin("a", "b")
     trial = look(trial, [pod(tries, 2), pod(goes_on, 1)])
-    return look(trial, [pod(tries, 2, **canary), pod(goes_on, 1, **control)]).is_avoided(min_drafts)
+    return look(trial, [drafted(tries, 2, **canary), drafted(goes_on, 1, **control)]).is_avoided(min_drafts)
+
+
+def drafted(name: str, revision: int, *, drafts: int, accepted: int, length: int = 3, generated_tokens: int) -> Any:
+    """A pod that tells draft lengths apart."""
+    lengths = (LengthCounters(draft_length=length, drafts=drafts, accepted_tokens=accepted),) if drafts else ()
+    counters = AcceptanceCounters(drafts=drafts, accepted_tokens=accepted, by_length=lengths)
+    return busy(name, **holds(revision), acceptance=counters, generated_tokens=generated_tokens)
 
 
 GOOD = {"drafts": 1000, "accepted": 800, "generated_tokens": 2000}
@@ -322,8 +329,9 @@ def test_few_drafts_of_few_tokens_are_nobodys_choice() -> None:
     assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 390}, GOOD)
     assert avoided({"drafts": 0, "accepted": 0, "generated_tokens": 600}, GOOD)
     assert not avoided({"drafts": 0, "accepted": 0, "generated_tokens": 590}, GOOD)
-    longer = {"drafts": 50, "accepted": 5, "length": 4, "generated_tokens": 600}
-    assert avoided(longer, GOOD), "nothing to compare with"
+    longer = {"drafts": 50, "accepted": 20, "length": 4}
+    assert avoided({**longer, "generated_tokens": 600}, GOOD), "nothing to compare with"
+    assert not avoided({**longer, "generated_tokens": 590}, GOOD)
     assert not avoided({"drafts": 80, "accepted": 5, "generated_tokens": 2000}, {**GOOD, "drafts": 0, "accepted": 0})
 
 
@@ -334,6 +342,10 @@ def test_a_drafter_of_which_hardly_a_token_is_accepted_leaves_much_sooner() -> N
     assert not avoided({"drafts": 30, "accepted": 5, "generated_tokens": 200}, GOOD, min_drafts=500)
     assert not avoided({"drafts": 29, "accepted": 0, "generated_tokens": 200}, GOOD, min_drafts=500), "too few to tell"
     assert not avoided({"drafts": 90, "accepted": 4, "generated_tokens": 200}, GOOD, min_drafts=500), "it goes on"
+    longer, shorter = {**useless, "length": 5}, {**useless, "length": 1}  # where the control drafts three tokens
+    assert avoided({**longer, "generated_tokens": 200}, GOOD, min_drafts=500), "it should have had as many at least"
+    assert not avoided({**shorter, "generated_tokens": 200}, GOOD, min_drafts=500), "it could have a third only"
+    assert avoided({**shorter, "drafts": 91, "generated_tokens": 600}, GOOD, min_drafts=500)
 
 
 def test_a_drafter_that_is_as_good_hardly_ever_looks_useless() -> None:

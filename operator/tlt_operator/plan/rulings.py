@@ -9,6 +9,7 @@ from tlt_operator.api.names import RevisionPhase, RevisionReason
 from tlt_operator.api.revision import Revision
 from tlt_operator.plan.acceptance import DraftCounts
 from tlt_operator.plan.actions import Ruling
+from tlt_operator.plan.avoidance import is_avoided
 from tlt_operator.plan.sequential_test import FINE_ERROR, TOLERANCE, WORSE_ERROR
 from tlt_operator.plan.snapshot import Snapshot
 from tlt_operator.plan.trial import Comparison, Setup, Trial
@@ -66,7 +67,7 @@ def judge(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
 
 def _with_few_drafts(trial: Trial, snapshot: Snapshot, setup: Setup) -> Verdict:
     """Nothing is promoted that was not seen at work."""
-    if trial.is_avoided(setup.min_drafts):
+    if is_avoided(trial, setup.min_drafts):
         # Waiting for the time limit could show nothing more: these engines will not draft.
         told = f"Engines that had it stopped drafting with it: {_figures(trial, setup)}"
         return _worse(trial, snapshot, RevisionReason.AVOIDED, told)

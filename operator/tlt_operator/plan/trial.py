@@ -23,10 +23,6 @@ from tlt_workloads.contract import RolloutState
 CONTROLS = 4  # control pods for each canary: more would hardly make the difference of the two sides more precise
 MOST_CONTROLS = 64
 MOST_STRATA = 256  # a trial with more has seen many policies and few drafts of each, and begins anew
-AVOIDED = 3.0  # times fewer drafts than the others for as many tokens
-USELESS = 0.2  # of the tokens that the others' drafts have accepted: what this saves does not pay for the drafting
-USELESS_EXPECTED = 24.0  # tokens that would have been accepted, before so few are held against it
-USELESS_DRAFTS = 100.0  # that its tokens would have taken, before engines that turn away from it are believed at once
 LATE_AFTER = 30.0  # seconds that a canary may take to load the revision before another pod tries it
 LOST_AFTER = 300.0  # seconds of silence after which a pod is no longer waited for
 
@@ -112,43 +108,6 @@ class Trial:
     def control(self) -> DraftCounts:
         """All that the other side counted."""
         return sum((item.control for item in self.strata), DraftCounts())
-
-    def is_avoided(self, min_drafts: int) -> bool:
-        """Whether engines that choose how much they draft have turned away from it.
-
-        Had the canaries drafted as the controls did, their tokens would have taken several times the drafts that they
-        made; and the few that they made look worse.  How many it takes depends on how bad they look: `USELESS_DRAFTS`
-        where hardly a token was accepted, else twice `min_drafts`, and more where nothing can be compared since they
-        were all made in lengths that the controls do not draft.
-        """
-        canary, control = (sum(arm.written for arm in self.arms if arm.side is side) for side in Side)
-        expected = self.control.drafts * canary / control if control else 0.0
-        if expected < AVOIDED * self.canary.drafts:
-            return False
-        if self.is_useless:
-            return expected >= USELESS_DRAFTS
-        if any(item.canary.drafts and item.control.drafts for item in self.strata):
-            return expected >= 2 * min_drafts and self.lean < 0
-        return expected >= AVOIDED * min_drafts
-
-    @property
-    def is_useless(self) -> bool:
-        """Whether hardly any token was accepted, where drafts of the others' drafter would have had many.
-
-        The others may draft other lengths.  The later a token stands in a draft the more seldom it is accepted, so that
-        a draft of k has at least as many accepted as a shorter one, and at least k / n of those of a longer one of n.
-        """
-        accepted, expected = 0, 0.0
-        for item in self.strata:
-            others = [other for other in self.strata if other.policy_version == item.policy_version]
-            drafts = sum(other.control.drafts for other in others)
-            if drafts:
-                accepted += item.canary.accepted
-                theirs = sum(
-                    other.control.accepted * min(1.0, item.draft_length / other.draft_length) for other in others
-                )
-                expected += item.canary.drafts * theirs / drafts
-        return expected >= USELESS_EXPECTED and accepted <= USELESS * expected
 
     def has_seen(self, drafts: int) -> bool:
         """Whether each side has made so many drafts under circumstances that the other one has met too."""

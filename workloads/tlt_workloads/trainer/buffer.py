@@ -9,12 +9,14 @@ before seen ones, the newest policy first, longer before shorter within older ve
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tlt_workloads.trainer.progress import ShardProgress
 
-HELD_OUT_EVERY = 8  # one sequence in so many
+HELD_OUT_EVERY = 8  # one sequence in so many ...
+FIRST_HELD_OUT = 5  # ... and one of so many that a pod records first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +45,19 @@ class RecordedSequence:
         return max(0, self.rows - self.trained_rows)
 
 
-def is_held_out(number: int, index: int) -> bool:
+def is_held_out(pod: str, number: int, index: int) -> bool:
     """Whether a sequence is kept for evaluation; the same answer in every process and after every restart.
 
-    Counting, unlike drawing, gives the very first window something to be judged by.
+    Counting, unlike drawing, gives the very first window something to be judged by: one of a pod's first
+    `FIRST_HELD_OUT` sequences.  Pods begin at different places, so that a store to which many pods have written a
+    sequence or two has some as well.
 
     Args:
-        number: of the shard.
+        pod: that recorded it.
+        number: of the shard among the pod's.
         index: of the sequence in the shard.
     """
-    return (number + index) % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
+    return (number + index) % HELD_OUT_EVERY == zlib.crc32(pod.encode()) % FIRST_HELD_OUT
 
 
 def is_recent(policy_version: int, *, newest: int, max_policy_lag: int) -> bool:

@@ -241,6 +241,7 @@ class Feed:
             self._refuse(entry.path, error)
             return
         done = self._progress.get(entry.path)
+        pod = entry.path.rpartition("/")[0]
         for index, item in enumerate(summary):
             start = max(item.first_row, item.prompt_length - self._settings.prompt_rows)
             rows = max(0, item.first_row + item.rows - 1 - start)
@@ -251,7 +252,7 @@ class Feed:
                 rows=rows,
                 trained_rows=done.trained_rows.get(index, 0) if done else 0,
             )
-            if rows and is_held_out(entry.number, index):
+            if rows and is_held_out(pod, entry.number, index):
                 self._held_out[entry.path, index] = recorded
             elif rows:
                 key = sequence_key(entry.path, index)

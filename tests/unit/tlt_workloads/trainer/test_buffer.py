@@ -8,10 +8,11 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tlt_workloads.trainer.buffer import RecordedSequence, fresh_tokens, is_held_out, training_order
+from tlt_workloads.trainer.buffer import FIRST_HELD_OUT, RecordedSequence, fresh_tokens, is_held_out, training_order
 from tlt_workloads.trainer.progress import ShardProgress
 
 RULE = {"max_policy_lag": 2, "max_passes": 3, "piece_rows": 16}
+PODS = [f"hidden-states/rollout-{number}" for number in range(40)]
 
 recorded = st.builds(
     RecordedSequence,
@@ -77,9 +78,15 @@ def test_sequences_take_turns_so_that_a_batch_mixes_them() -> None:
 
 
 def test_one_sequence_in_eight_is_held_out_from_the_first_window_on() -> None:
-    held_out = [number for number in range(80) if is_held_out(number, 0)]
-    assert len(held_out) == 10
-    assert held_out[0] < 8
+    for pod in PODS:
+        held_out = [number for number in range(80) if is_held_out(pod, number, 0)]
+        assert len(held_out) == 10
+        assert held_out[0] < FIRST_HELD_OUT
+
+
+def test_pods_that_wrote_one_sequence_each_have_some_held_out_together() -> None:
+    held_out = [pod for pod in PODS if is_held_out(pod, 0, 0)]
+    assert 0 < len(held_out) < len(PODS) / 2
 
 
 def test_fresh_tokens_are_recent_and_unreached() -> None:

@@ -227,8 +227,8 @@ def test_held_out_sequences_are_never_trained_on(
     train(step_settings, micro_steps=3)
     progress = latest_progress(store)
     trained = {(path, index) for path, shard in progress.shards.items() for index in shard.trained_rows}
-    assert ("hidden-states/pod-0/00000004-p1-t102.safetensors", 0) not in trained
-    assert ("hidden-states/pod-0/00000003-p1-t102.safetensors", 1) not in trained
+    assert ("hidden-states/pod-0/00000002-p1-t102.safetensors", 0) not in trained
+    assert ("hidden-states/pod-0/00000001-p1-t102.safetensors", 1) not in trained
     assert len(trained) == 14
 
 

@@ -5,6 +5,8 @@ loop over them, with the settings that a trainer pod has but for its learning ra
 from __future__ import annotations
 
 import concurrent.futures
+import json
+import shutil
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 
 from bench import engines, rl_task
 from tests.support.rollout_server import JOB, RolloutServer
-from tlt_workloads.contract import RevisionManifest, TrainerConfig
+from tlt_workloads.contract import REVISION_FOLDER, REVISION_MANIFEST, RevisionManifest, TrainerConfig
 from tlt_workloads.store import open_store
 from tlt_workloads.trainer.loop import train_window
 from tlt_workloads.trainer.opening import open_session
@@ -89,6 +91,28 @@ class Lesson:
         """All revisions so far, oldest first."""
         return tuple(published_revisions(open_store(self._settings.job_store_url)))
 
+    def keep_newest(self, folder: Path) -> None:
+        """Copies the newest revision, for benchmarks that need a drafter and not how it came about."""
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self._revisions / self.published()[-1].revision, folder)
+
+    def take_over(self, folder: Path) -> RevisionManifest:
+        """Puts a revision in place that was kept.
+
+        Raises:
+            RuntimeError: there is none, or the server refuses it.
+        """
+        try:
+            name = json.loads((folder / REVISION_MANIFEST).read_text())["revision"]
+        except (OSError, ValueError, KeyError) as error:
+            raise RuntimeError(f"{folder}: no drafter that python -m bench.learning has kept: {error}") from error
+        shutil.copytree(folder, self._revisions / name)
+        return self.load_newest()
+
+    @property
+    def _revisions(self) -> Path:
+        return self.server.job / REVISION_FOLDER
+
     def load_newest(self) -> RevisionManifest:
         """Puts the newest revision in place.
 
@@ -98,7 +122,7 @@ class Lesson:
         if not (found := self.published()):
             raise RuntimeError("training has published no revision; give it more tokens or more time")
         newest = found[-1]
-        url = f"file://{self.server.job}/revisions/{newest.revision}"
+        url = f"file://{self._revisions / newest.revision}"
         body = {"revision": newest.revision, "url": url, "sha256": newest.sha256}
         status, answer = self.server.call("POST", "/tlt/v1/drafter", body)
         if status != 200:

@@ -8,8 +8,9 @@ is left to chance.  All questions are new ones that were answered a few times be
 longer than the shortest of these: what a policy says beyond its end is nothing that a rollout holds.
 
 Adaptive speculation has answered a batch of each size before it is measured; what it tries later is in its figures.
+`--drafter` takes one that is there already, as `python -m bench.learning` keeps it, and trains none.
 
-python -m bench.speculation [--rounds 3] [--tokens 100000] [--minutes 8] [--seed 1]
+python -m bench.speculation [--rounds 3] [--tokens 100000] [--minutes 8] [--drafter FOLDER] [--seed 1]
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bench import engines, rl_task, tables
 from bench.demo.console import Console
 from bench.lesson import Lesson
 from tests.support.rollout_server import rollout_server
+from tlt_workloads.contract import RevisionManifest
 
 LONGEST = 4  # drafted tokens
 BATCHES = (1, 2, 4, 8, 16)
@@ -197,7 +199,18 @@ def _ratio(rates: Mapping[str, Sequence[float]], ours: str, other: str) -> float
     return statistics.median(a / b for a, b in zip(rates[ours], rates[other], strict=True))
 
 
-def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed: int) -> dict[str, float | int | None]:
+def teach(console: Console, lesson: Lesson, *, tokens: int, minutes: float) -> RevisionManifest:
+    """A drafter made here, in place."""
+    with console.stage(f"capture of {tokens} tokens", expected=tokens / 400):
+        lesson.capture(tokens)
+    with console.stage("training", expected=minutes * 60 + 20):
+        lesson.train(minutes * 60)
+    return lesson.load_newest()
+
+
+def measure(
+    console: Console, *, rounds: int, tokens: int, minutes: float, drafter: Path | None, seed: int
+) -> dict[str, float | int | None]:
     """Runs everything on this machine."""
     model, figures = engines.small_model(), Figures()
     flags = (*engines.FLAGS, "--speculative-tokens", str(LONGEST))
@@ -205,12 +218,10 @@ def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed:
         with console.stage("a server", expected=60):
             server = stack.enter_context(rollout_server(model, *flags, folder=Path(folder)))
         lesson = Lesson(server, model, draft_length=LONGEST, seed=seed)
-        with console.stage(f"capture of {tokens} tokens", expected=tokens / 400):
-            lesson.capture(tokens)
-        recorded = lesson.recorded  # whole answers, so somewhat more
-        with console.stage("training", expected=minutes * 60 + 20):
-            lesson.train(minutes * 60)
-        offline = lesson.load_newest().evaluation.accept_length
+        if drafter is None:
+            manifest = teach(console, lesson, tokens=tokens, minutes=minutes)
+        else:
+            manifest = lesson.take_over(drafter)
         bench = Bench(lesson, seed=seed)
         bench.switch(ADAPTIVE)
         with console.stage(f"{SURVEYED} new questions", expected=SURVEYED):
@@ -224,9 +235,10 @@ def measure(console: Console, *, rounds: int, tokens: int, minutes: float, seed:
         live = bench.accept_length()
     return {
         "rounds": rounds,
-        "captured_tokens": recorded,
-        "training_s": minutes * 60,
-        "offline_accept_length": offline,
+        "captured_tokens": lesson.recorded if drafter is None else None,
+        "training_s": minutes * 60 if drafter is None else None,
+        "trained_tokens": manifest.trained_tokens,
+        "offline_accept_length": manifest.evaluation.accept_length,
         "live_accept_length": live,
         "longest_draft": LONGEST,
     } | metrics(figures)
@@ -238,6 +250,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of every mode (default 3)")
     parser.add_argument("--tokens", type=int, default=100_000, help="to capture (default 100000)")
     parser.add_argument("--minutes", type=float, default=8.0, help="of training (default 8)")
+    parser.add_argument("--drafter", type=Path, metavar="FOLDER", help="of a drafter to take instead of making one")
     parser.add_argument("--dry", action="store_true", help="print the figures and write nothing")
     parser.add_argument(
         "--seed", type=int, default=1, help="of the questions, and of what a rollout is made of (default 1)"
@@ -246,7 +259,14 @@ def main() -> int:
     for name in ("rounds", "tokens", "minutes"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name}: {getattr(options, name)} is not above 0")
-    found = measure(Console(), rounds=options.rounds, tokens=options.tokens, minutes=options.minutes, seed=options.seed)
+    found = measure(
+        Console(),
+        rounds=options.rounds,
+        tokens=options.tokens,
+        minutes=options.minutes,
+        drafter=options.drafter,
+        seed=options.seed,
+    )
     tables.publish("speculation", found, dry=options.dry)
     return 0
 

@@ -9,7 +9,7 @@ beyond that is nothing that a rollout holds, and nothing that a drafter has lear
 
 At the end the example's own GRPO learner takes real steps, which change the policy and are recorded; the drafter is
 measured before and after one window of a minute.  `recovery_ratio` is the accept length after it against that before
-the steps.
+the steps.  The drafter of before the steps is kept in build/bench/learned-drafter, for `python -m bench.speculation`.
 
 python -m bench.learning [--tokens 200000] [--steps 3] [--learning-rate 1e-5] [--seed 1] [--publish]
 """
@@ -45,6 +45,7 @@ SINGLE_ROUNDS, SINGLE_QUESTIONS = 6, 2  # of each way in a round
 UNSEEN = 600  # questions
 FOLDER = ROOT / "build" / "bench"
 PICTURE = ROOT / "docs" / "images" / "learning.png"
+KEPT = FOLDER / "learned-drafter"
 
 
 @dataclass
@@ -159,6 +160,8 @@ def measure(
         lesson = Lesson(server, model, draft_length=DRAFT_LENGTH, seed=seed)
         bench = Bench(lesson, rl_task.prompts(UNSEEN, seed=seed + 1))
         learn(console, bench, tokens=tokens)
+        lesson.keep_newest(KEPT)
+        console.say(f"drafter: {KEPT.relative_to(ROOT)}")
         with console.stage("one request at a time", expected=12.0 * SINGLE_ROUNDS):
             rates = [bench.single_rates(turn=turn) for turn in range(SINGLE_ROUNDS)]
         learnt = bench.points[-1]

@@ -21,6 +21,7 @@ from devcluster.preflight import free_port
 from tests.support.rollout_server import JOB, RolloutServer
 from tlt_workloads.contract import POLICY_FOLDER
 
+STEP_LOG = "learner.jsonl"  # of the example, in the job's folder
 PATIENCE = 120.0  # seconds that the gateway may take to find the server
 
 
@@ -75,8 +76,7 @@ def take_steps(server: RolloutServer, model: Path, *, steps: int, learning_rate:
         )
     if learner.returncode != 0:
         raise RuntimeError(f"the learner ended with {learner.returncode}:\n{learner.stderr[-4000:]}")
-    lines = [json.loads(line) for line in learner.stdout.splitlines() if line.startswith("{")]
-    return [line for line in lines if "step" in line]
+    return [json.loads(line) for line in (server.job / STEP_LOG).read_text().splitlines()]
 
 
 def policy_change(server: RolloutServer, model: Path) -> float:

@@ -7,9 +7,10 @@ loaded and meets questions that were never recorded: that is the live accept len
 one at a time with and without speculation, turn about.  Answers end where the policy ends them: what a model says
 beyond that is nothing that a rollout holds, and nothing that a drafter has learnt.
 
-At the end the example's own GRPO learner takes real steps, which change the policy and are recorded; the drafter is
-measured before and after one window of a minute.  `recovery_ratio` is the accept length after it against that before
-the steps.  The drafter of before the steps is kept in build/bench/learned-drafter, for `python -m bench.speculation`.
+At the end the example's own GRPO learner takes real steps, which are recorded and each of which sends the weights that
+the last one has left; the drafter is measured before and after one window of a minute.  `recovery_ratio` is the accept
+length after it against that before the steps.  The drafter of before the steps is kept in build/bench/learned-drafter,
+for `python -m bench.speculation`.
 
 python -m bench.learning [--tokens 200000] [--steps 3] [--learning-rate 1e-5] [--seed 1] [--publish]
 """
@@ -139,6 +140,7 @@ def recover(console: Console, bench: Bench, model: Path, *, steps: int, learning
     console.say(f"  {_told(after)}")
     return {
         "rl_steps": len(lines),
+        "policy_updates": len(lines) - 1,
         "rl_learning_rate": learning_rate,
         "rl_reward": statistics.mean(line["reward"] for line in lines),
         "policy_change_share": grpo.policy_change(bench.server, model),
@@ -203,8 +205,8 @@ def main() -> int:
     parser.add_argument("--publish", action="store_true", help=f"draws {PICTURE.relative_to(ROOT)}")
     parser.add_argument("--dry", action="store_true", help="print the figures and write nothing")
     options = parser.parse_args()
-    if options.steps < 1:
-        parser.error(f"--steps: {options.steps} is less than 1")
+    if options.steps < 2:
+        parser.error(f"--steps: {options.steps} is less than 2: weights are sent at the beginning of a step")
     if options.tokens < LEAST_TOKENS:
         parser.error(f"--tokens: {options.tokens} is less than {LEAST_TOKENS}, a drafter learns nothing from them")
     found = measure(

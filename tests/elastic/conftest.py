@@ -62,6 +62,7 @@ def settings(target: Path, recorded: Path, lighthouse: Lighthouse, tmp_path: Pat
             checkpoint_interval=1.0,
         ),
         publish_tokens=10**9,
+        most_solved_tokens=0,
         lighthouse_url=lighthouse.url,
         team_port=0,
     )

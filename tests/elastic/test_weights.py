@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from tests.support.eventually import eventually
 from tests.support.lighthouse import Lighthouse
 from tests.support.replicas import ThreadReplica, as_pod
@@ -74,3 +78,36 @@ def test_two_histories_that_meet_become_one(settings: TrainerSettings, lighthous
     first.stop()
     for step in common(first, second):
         assert first.moments[step].digest == second.moments[step].digest, step
+
+
+def test_what_the_leader_solves_for_becomes_everybodys(
+    settings: TrainerSettings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From many times the rows, where gradients have hardly changed the first solution."""
+    monkeypatch.setattr("tlt_workloads.trainer.solve.WINDOW_SHARE", 0.0)
+    monkeypatch.setattr("tlt_workloads.trainer.solve.FEWEST_ROWS", 50)
+    settings = replace(
+        settings,
+        config=replace(settings.config, learning_rate=1e-6),
+        solved_tokens=100,
+        most_solved_tokens=10_000,
+    )
+    first = ThreadReplica(as_pod(settings, "a"))
+    first.until(replicas=1)
+    second = ThreadReplica(as_pod(settings, "b"))
+    second.until(replicas=2)
+    before = second.steps
+    monkeypatch.setattr("tlt_workloads.trainer.solve.WINDOW_SHARE", 1e9)
+    eventually(lambda: second.solved_rows > 1000, deadline=60.0, reason="a solution that the follower has, too")
+    first.until(replicas=2, more_steps=10)
+    second.until(replicas=2, more_steps=10)
+    second.stop()
+    first.stop()
+    steps = [step for step in common(first, second) if step > before]
+    assert len(steps) >= 10
+    for step in steps:
+        assert first.moments[step] == second.moments[step], step
+    found = load_checkpoint(store)
+    assert found is not None
+    assert found[0].solved_rows > 1000
+    assert before < found[0].solved_steps < found[0].steps

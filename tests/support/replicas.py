@@ -72,6 +72,11 @@ class ThreadReplica:
         """Optimiser steps so far."""
         return max(self.moments, default=0)
 
+    @property
+    def solved_rows(self) -> int:
+        """From which its drafter was solved for, as far as it knows."""
+        return 0 if self.session is None else self.session.state()[0].solved_rows
+
     def stop(self) -> None:
         """Returns when it has left the device and written what it had to."""
         self._flag.set()

@@ -115,7 +115,7 @@ class Feed:
         Rows of batches that are not marked as trained yet count as used.
         """
         pieces, used, versions, left = [], {}, [], rows
-        for item in self._order():
+        for item in self._order(self.share):
             if left < self._settings.draft_length + 1:
                 break
             piece = self._cut(item, left)
@@ -188,9 +188,12 @@ class Feed:
         return sum(item.rows for item in self._known.values())
 
     def freshest(self, *, tokens: int) -> Selection:
-        """Sequences to train on, those that come next by the buffer's rule, of about so many tokens together."""
+        """Sequences to train on, those that come next by the buffer's rule, of about so many tokens together.
+
+        Whichever replica's they are.
+        """
         chosen, count = [], 0
-        for item in self._order():
+        for item in self._order(Share()):
             if count >= tokens:
                 break
             chosen.append((item.shard, item.index))
@@ -205,12 +208,12 @@ class Feed:
                 counts.update(sequence.token_ids[sequence.prompt_length :].tolist())
         return counts
 
-    def _order(self) -> list[RecordedSequence]:
+    def _order(self, share: Share) -> list[RecordedSequence]:
         return training_order(
             (
                 replace(item, trained_rows=item.trained_rows + self._pending[name])
                 for key, name in self._keys.items()
-                if self.share.owns(key)
+                if share.owns(key)
                 for item in [self._known[name]]
             ),
             max_policy_lag=self._settings.max_policy_lag,

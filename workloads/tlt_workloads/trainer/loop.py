@@ -24,7 +24,9 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
             if session.solve_due:
                 session.keep(stop.abandon_step)
                 with stop.nothing_to_lose():
-                    session.try_solution(stop.abandon_step)
+                    is_taken = session.try_solution(stop.abandon_step)
+                if is_taken:
+                    session.hand_on()
             if session.release_due:
                 session.keep(stop.abandon_step)
                 with stop.nothing_to_lose():

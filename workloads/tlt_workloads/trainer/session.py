@@ -107,8 +107,8 @@ class Session:
 
     @property
     def solve_due(self) -> bool:
-        """Whether it is time to solve for the drafter again; not in a team, nor for a drafter that the job brought."""
-        return bool(self._team is None and self._learner.is_between_steps and self._rows_due())
+        """Whether it is time to solve for the drafter again; never for one that the job brought."""
+        return bool(self._leads and self._learner.is_between_steps and self._rows_due())
 
     def meet_others(self) -> None:
         """Between two steps: becomes part of a team, or another part of it.
@@ -207,6 +207,16 @@ class Session:
         self._learner = self._learner_from(Start(solution.tensors, self._progress))
         return True
 
+    def hand_on(self) -> None:
+        """Makes a solution that was taken everybody's.
+
+        Raises:
+            StepAbandonedError: asked to stop.
+            TeamLostError: others may be training on without us.
+        """
+        if self._team is not None:
+            self._team.hand_on(self)
+
     def try_release(self, check: Callable[[], None]) -> RevisionManifest | None:
         """Judges the drafter against its parent and publishes it when it is better.
 
@@ -297,7 +307,12 @@ class Session:
     def _rows_due(self) -> int:
         if self._settings.config.initial_revision is not None:
             return 0
-        return rows_due(self._progress, known=self._feed.known_rows, most=self._settings.most_solved_tokens)
+        return rows_due(
+            self._progress,
+            known=self._feed.known_rows,
+            most=self._settings.most_solved_tokens,
+            others_wait=self.replicas > 1,
+        )
 
     def _rows(self) -> int:
         return self._settings.config.micro_batch_tokens or self._progress.micro_batch_tokens or SMALLEST_BATCH

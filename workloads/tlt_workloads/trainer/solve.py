@@ -23,6 +23,7 @@ from tlt_workloads.trainer.start import Start
 FEWEST_ROWS = 500  # fewer would not determine a regression
 GROWTH = 2.0  # rows of a further solution against those of the one before
 WINDOW_SHARE = 0.25  # of a usual window's training, at most
+TEAM_SECONDS = 20.0  # that others may have to wait for it
 _ROW_SECONDS = 1e-3  # until it was measured
 
 
@@ -89,17 +90,19 @@ def solve_start(
     return replace(start, tensors=solution.tensors, progress=progress)
 
 
-def rows_due(progress: TrainingProgress, *, known: int, most: int) -> int:
+def rows_due(progress: TrainingProgress, *, known: int, most: int, others_wait: bool = False) -> int:
     """From how many rows the drafter should be solved again now; 0 for not yet.
 
     Args:
         progress: of the training.
         known: rows that can be learnt from.
         most: rows that are worth it.
+        others_wait: whether it takes the time of other replicas as well.
     """
     per_row = progress.solve_seconds / progress.solved_rows if progress.solved_rows else _ROW_SECONDS
     usual = progress.trained_seconds / max(1, progress.windows)
-    rows = min(known, most, int(WINDOW_SHARE * usual / max(per_row, 1e-9)))
+    limit = min(WINDOW_SHARE * usual, TEAM_SECONDS) if others_wait else WINDOW_SHARE * usual
+    rows = min(known, most, int(limit / max(per_row, 1e-9)))
     return rows if rows >= max(FEWEST_ROWS, GROWTH * progress.solved_rows) else 0
 
 

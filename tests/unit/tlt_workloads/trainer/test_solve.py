@@ -39,6 +39,12 @@ def test_short_windows_are_left_to_gradients() -> None:
     assert rows_due(replace(usual, trained_seconds=4 * 10.0), known=60_000, most=60_000) == 0
 
 
+def test_others_wait_for_it_for_a_moment_only() -> None:
+    patient = replace(SOLVED, trained_seconds=4 * 1000.0)
+    assert rows_due(patient, known=60_000, most=60_000) == 60_000
+    assert rows_due(patient, known=60_000, most=60_000, others_wait=True) == 40_000  # at half a millisecond each
+
+
 def test_a_job_that_began_with_too_little_is_solved_for_once_there_is_enough() -> None:
     never = TrainingProgress(windows=1, trained_seconds=30.0)
     assert rows_due(never, known=FEWEST_ROWS - 1, most=60_000) == 0

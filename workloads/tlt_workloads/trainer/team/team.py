@@ -135,6 +135,16 @@ class Team:
             return found
         return Sum.of_one(own)
 
+    def hand_on(self, trainee: Trainee) -> None:
+        """The leader has taken a step by itself: the team breaks, and gathers anew, healing from who is furthest.
+
+        Raises:
+            StepAbandonedError: asked to stop.
+            TeamLostError: see there.
+        """
+        if self._ring is not None:
+            self._gather_anew(trainee)
+
     def leave(self) -> None:
         """Tells everybody at once that we are gone, and never waits."""
         self._scout.close()

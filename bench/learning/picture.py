@@ -34,16 +34,18 @@ def draw(points: Sequence[Point], path: Path, *, draft_length: int) -> Path:
     axis.plot(*zip(*judged, strict=True), color=OFFLINE, marker=".", linestyle=":", label="held-out, by the trainer")
     for point in points:
         text = f"{point.accept_length:.2f}\n{point.tokens // 1000}k tokens"
-        axis.annotate(text, (point.seconds, point.accept_length), textcoords="offset points", xytext=(0, -26),
-                      ha="center", fontsize=8)  # fmt: skip
+        is_beside = point.is_other_policy or point.seconds == 0  # of a line, or of the axis
+        axis.annotate(text, (point.seconds, point.accept_length), textcoords="offset points", fontsize=8,
+                      xytext=(8, 4) if is_beside else (0, -26), ha="left" if is_beside else "center")  # fmt: skip
         if point.is_other_policy:
             axis.axvline(point.seconds, color=POLICY, linewidth=0.9, linestyle=(0, (4, 3)))
-            axis.text(point.seconds, 1.02, " RL steps", color=POLICY, fontsize=8, va="bottom")
+            axis.text(point.seconds, 0.97, "RL steps ", color=POLICY, fontsize=8, va="top", ha="right",
+                      transform=axis.get_xaxis_transform())  # fmt: skip
     axis.set_ylim(bottom=1.0)
     axis.margins(x=0.06, y=0.2)
     axis.set_xlabel("seconds of training")
     axis.set_ylabel(f"accept length, {draft_length} drafted tokens")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower center")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

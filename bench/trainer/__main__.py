@@ -147,15 +147,15 @@ def windows_of(console: Console, material: Material, *, rounds: int) -> Metrics:
 def memory_bound(material: Material, *, data_memory: int, largest: int) -> int:
     """Bytes that a worker may have beyond the process that it is forked from.
 
-    What is borrowed from the policy; ten times the trained weights in float32 (weights, gradient and two moments, and
-    of a checkpoint the copy and the file); the memory for data; a shard three times while it is read; and something
-    for a micro-step and the matrices of the first solution.
+    What is borrowed from the policy; 13 times the trained weights in float32 (weights, gradient, two moments and the
+    mean, and of a checkpoint the copy and the file); the memory for data; a shard three times while it is read; and
+    something for a micro-step and the matrices of the first solution.
     """
     specs = drafter_tensors(material.shape)
     head = material.shape.draft_vocab_size * material.shape.hidden_size
     trained = sum(math.prod(spec.shape) for name, spec in specs.items() if name not in ("lm_head.weight", "d2t", "t2d"))
     borrowed = material.target.embedding().nbytes + 2 * 4 * head
-    return borrowed + 10 * 4 * trained + data_memory + 3 * largest + 256 * MIB
+    return borrowed + 13 * 4 * trained + data_memory + 3 * largest + 256 * MIB
 
 
 def lengths_of(material: Material) -> Metrics:

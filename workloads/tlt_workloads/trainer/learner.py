@@ -11,10 +11,12 @@ from speculators.models.eagle3 import Eagle3DraftModel
 
 from tlt_workloads.trainer.data import TrainingBatch
 from tlt_workloads.trainer.draft_pass import DraftPass
+from tlt_workloads.trainer.mean import WeightMean
 from tlt_workloads.trainer.model import Objective, draft_loss, own_parameters, trainable_tensors
 from tlt_workloads.trainer.packing import PackedBatch
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_MEAN = "mean."
 _VOCABULARY = ("d2t", "t2d")
 
 # Makes gradients that are sums over our own positions into sums over everybody's, and tells how many these are.
@@ -59,6 +61,7 @@ class Learner:
         self._first_step = 0  # steps before are of other weights
         self._settings = settings
         self._parameters = trainable_tensors(model)
+        self._mean = WeightMean(self._parameters)
         self._optimiser = torch.optim.AdamW(
             self._parameters.values(),
             lr=settings.learning_rate,
@@ -120,28 +123,33 @@ class Learner:
                 1.0, (self.steps - self._first_step) / self._settings.warmup_steps
             )
         self._optimiser.step()
+        self._mean.note_step(self.steps - self._first_step)
         applied = self._batches
         self._drop_gradients()
         return applied
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a checkpoint must hold: weights, moments, vocabulary."""
+        """Everything that a checkpoint must hold: weights, their mean, moments, vocabulary."""
         state = {f"model.{name}": parameter.detach() for name, parameter in own_parameters(self.model).items()}
+        state |= {f"{_MEAN}{name}": tensor for name, tensor in self._mean.tensors.items()}
         for name, parameter in self._parameters.items():
             for moment in _MOMENTS:
                 if moment in self._optimiser.state[parameter]:
                     state[f"{moment}.{name}"] = self._optimiser.state[parameter][moment]
-        return state | {
-            f"model.{name}": getattr(self.model, name) for name in _VOCABULARY if name in self.model._buffers
-        }
+        return state | {f"model.{name}": tensor for name, tensor in self._vocabulary().items()}
+
+    def mean_tensors(self) -> dict[str, torch.Tensor]:
+        """The drafter with the mean of its weights, by the names in a drafter file; good until the next step."""
+        own = {name: parameter.detach() for name, parameter in own_parameters(self.model).items()}
+        return own | dict(self._mean.tensors) | self._vocabulary()
 
     def optimiser_state(self) -> dict[str, Any]:
         """The optimiser's state as torch writes it."""
         state: dict[str, Any] = self._optimiser.state_dict()
         return state
 
-    def restore_moments(self, tensors: Mapping[str, torch.Tensor], *, steps: int, first_step: int = 0) -> None:
-        """Puts the optimiser where the checkpoint left it; its moments are of the steps after `first_step`."""
+    def restore(self, tensors: Mapping[str, torch.Tensor], *, steps: int, first_step: int = 0) -> None:
+        """Puts optimiser and mean where the checkpoint left them; they are of the steps after `first_step`."""
         self.steps, self._first_step = steps, first_step
         for name, parameter in self._parameters.items():
             if f"exp_avg.{name}" in tensors:
@@ -149,16 +157,22 @@ class Learner:
                     "step": torch.tensor(float(steps - first_step), device=parameter.device),
                     **{moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in _MOMENTS},
                 }
+        means = {name[len(_MEAN) :]: tensor for name, tensor in tensors.items() if name.startswith(_MEAN)}
+        self._mean.restore(means)
 
     def forget(self) -> None:
         """Lets go of all tensors; the learner is of no use afterwards."""
         self._pass = None
+        self._mean.forget()
         self._optimiser.state.clear()
         for parameter in self.model.parameters():
             parameter.grad = None
             parameter.data = torch.empty(0, dtype=parameter.dtype)
         for _, buffer in self.model.named_buffers():
             buffer.data = torch.empty(0, dtype=buffer.dtype)
+
+    def _vocabulary(self) -> dict[str, torch.Tensor]:
+        return {name: getattr(self.model, name) for name in _VOCABULARY if name in self.model._buffers}
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         if self._pass is not None:

@@ -197,7 +197,7 @@ class Session:
         on_every_operation(solved, check)
         held_out = self._feed.held_out(tokens=self._settings.held_out_tokens)
         judgement = judge(
-            solved, self._learner.model, held_out, draft_length=self._settings.config.draft_length, check=check
+            solved, self._judged(check), held_out, draft_length=self._settings.config.draft_length, check=check
         )
         self._progress = after_solution(self._progress, solution, seconds=time.monotonic() - begin)
         if judgement is None or not judgement.is_better:
@@ -226,7 +226,7 @@ class Session:
             StepAbandonedError: asked to stop half-way; nothing was published.
         """
         start, manifest = time.monotonic(), None
-        model, parent = self._learner.model, self._parent()
+        model, parent = self._judged(check), self._parent()
         on_every_operation(parent, check)
         sequences = self._feed.held_out(tokens=self._settings.held_out_tokens)
         judgement = judge(model, parent, sequences, draft_length=self._settings.config.draft_length, check=check)
@@ -301,7 +301,7 @@ class Session:
             settings=OptimiserSettings(learning_rate=self._settings.config.learning_rate),
             check=self._check,
         )
-        learner.restore_moments(start.moments, steps=start.progress.steps, first_step=start.progress.solved_steps)
+        learner.restore(start.moments, steps=start.progress.steps, first_step=start.progress.solved_steps)
         return learner
 
     def _rows_due(self) -> int:
@@ -323,6 +323,12 @@ class Session:
             fitting = int(rows * MICRO_STEP_SECONDS / seconds) // SMALLEST_BATCH * SMALLEST_BATCH
             size = min(LARGEST_BATCH, max(SMALLEST_BATCH, fitting))
             self._progress = replace(self._progress, micro_batch_tokens=size)
+
+    def _judged(self, check: Callable[[], None]) -> Eagle3DraftModel:
+        """The drafter as it is judged and published: with the mean of its weights."""
+        model = self._build(self._learner.mean_tensors())
+        on_every_operation(model, check)
+        return model
 
     def _parent(self) -> Eagle3DraftModel:
         model = self._learner.model

@@ -38,7 +38,7 @@ class Start:
 
     tensors: Mapping[str, torch.Tensor]  # by their names in a drafter file
     progress: TrainingProgress = field(default_factory=TrainingProgress)
-    moments: Mapping[str, torch.Tensor] = field(default_factory=dict)  # of the optimiser
+    moments: Mapping[str, torch.Tensor] = field(default_factory=dict)  # of the optimiser, and the mean of the weights
     is_new: bool = False  # nothing of it is in the store
 
 

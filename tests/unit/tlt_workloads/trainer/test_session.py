@@ -98,6 +98,27 @@ def test_what_is_solved_for_is_published_before_any_gradient(
     assert latest_progress(store).trained_tokens >= first.trained_tokens > 1000
 
 
+def test_published_is_the_mean_of_the_weights(
+    step_settings: TrainerSettings, store: Store, language: ToyLanguage
+) -> None:
+    language.write_shards(store, count=24)
+    stop = StopFlag()
+    window = session(step_settings, stop)
+
+    def listen(message: WorkerMessage) -> None:
+        if isinstance(message, WorkerStepped) and message.steps == 6:
+            stop.set()
+
+    train_window(window, stop, listen)
+    manifest = window.try_release(lambda: None)
+    assert manifest is not None
+    published = load(store.read(f"revisions/{manifest.revision}/model.safetensors"))
+    _, tensors = window.state()
+    assert torch.equal(published["fc.weight"], tensors["mean.fc.weight"].to(published["fc.weight"].dtype))
+    assert not torch.equal(published["fc.weight"], tensors["model.fc.weight"].to(published["fc.weight"].dtype))
+    window.close()
+
+
 def test_what_a_drafter_borrows_is_that_of_the_newest_policy(
     settings: TrainerSettings, store: Store, language: ToyLanguage
 ) -> None:

@@ -2,15 +2,16 @@
 
 One server with the plugin.  It answers the questions of the example's RL run, its hidden states are captured, and the
 trainer's own window loop makes a drafter of them on this machine, which is loaded as any revision is.  Then the same
-batches are answered in every mode, turn about, so that a drift of the machine falls on all: batch sizes from 1 to 16
-with answers of one length, and rollouts with a long tail.  The number of tokens is the same in every mode, which tokens
-is left to chance.  All questions are new ones that were answered a few times before, and no answer is made to go on for
-longer than the shortest of these: what a policy says beyond its end is nothing that a rollout holds.
+batches are answered in every mode, in short turns whose order is drawn anew, so that what else a machine has to do
+falls on all: batch sizes from 1 to 16 with answers of one length, and rollouts with a long tail.  The number of tokens
+is the same in every mode, which tokens is left to chance.  All questions are new ones that were answered a few times
+before, and no answer is made to go on for longer than the shortest of these: what a policy says beyond its end is
+nothing that a rollout holds.
 
 Adaptive speculation has answered a batch of each size before it is measured; what it tries later is in its figures.
 `--drafter` takes one that is there already, as `python -m bench.learning` keeps it, and trains none.
 
-python -m bench.speculation [--rounds 3] [--tokens 100000] [--minutes 8] [--drafter FOLDER] [--seed 1]
+python -m bench.speculation [--rounds 6] [--rollouts 3] [--tokens 100000] [--minutes 8] [--drafter FOLDER] [--seed 1]
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tlt_workloads.contract import RevisionManifest
 
 LONGEST = 4  # drafted tokens
 BATCHES = (1, 2, 4, 8, 16)
-ANSWER_TOKENS = 128  # of each request in a batch
+ANSWER_TOKENS = 64  # of each request in a batch
 SURVEYED = 60  # new questions, each answered `GENERATIONS` times
 ROLLOUT_REQUESTS = 16
 TAIL = 2  # requests that are left when the tail begins
@@ -122,6 +123,10 @@ class Bench:
         tokens = sum(request.tokens for request in requests)
         return Rollout(whole=tokens / (ended - began), tail=(after - before) / (ended - tail_began))
 
+    def order(self) -> list[str]:
+        """All modes, in an order of chance."""
+        return self._dice.sample(MODES, len(MODES))
+
     def draw(self, *, turn: int) -> list[Request]:
         """One rollout: the longest answers that no rollout before had, and others that are over at half of these."""
         first = TAIL * turn % (len(self._requests) - ROLLOUT_REQUESTS)
@@ -146,23 +151,24 @@ class Bench:
             raise RuntimeError(f"{method} {route}: {status} {answer}")
 
 
-def rounds_of(bench: Bench, *, rounds: int, figures: Figures) -> Iterator[str]:
-    """Measures, and tells of each round.
+def rounds_of(bench: Bench, *, rounds: int, rollouts: int, figures: Figures) -> Iterator[str]:
+    """Measures, and tells of each round; the first ones have a rollout.
 
-    All modes answer a batch size before the next one's turn: what is compared lies minutes apart at most, since a
-    machine that is shared can be a third slower a quarter of an hour later.
+    All modes answer a batch size before the next one's turn, and briefly: what is compared lies a minute apart at most,
+    since a machine that is shared can be a third slower two minutes later.
     """
     for turn in range(rounds):
-        drawn = bench.draw(turn=turn)
-        modes = [*MODES[turn % len(MODES) :], *MODES[: turn % len(MODES)]]
         for batch in BATCHES:
             rates = figures.batches.setdefault(batch, {})
-            for mode in modes:
+            for mode in bench.order():
                 bench.switch(mode)
                 rates.setdefault(mode, []).append(bench.rate(batch, turn=turn))
             found = ", ".join(f"{mode} {rates[mode][-1]:.0f}" for mode in MODES)
             yield f"round {turn + 1}, tokens/s of {batch} at once: {found}"
-        for mode in modes:
+        if turn >= rollouts:
+            continue
+        drawn = bench.draw(turn=turn)
+        for mode in bench.order():
             bench.switch(mode)
             figures.rollouts.setdefault(mode, []).append(bench.rollout(drawn))
         last = {mode: figures.rollouts[mode][-1] for mode in MODES}
@@ -209,7 +215,7 @@ def teach(console: Console, lesson: Lesson, *, tokens: int, minutes: float) -> R
 
 
 def measure(
-    console: Console, *, rounds: int, tokens: int, minutes: float, drafter: Path | None, seed: int
+    console: Console, *, rounds: int, rollouts: int, tokens: int, minutes: float, drafter: Path | None, seed: int
 ) -> dict[str, float | int | None]:
     """Runs everything on this machine."""
     model, figures = engines.small_model(), Figures()
@@ -229,12 +235,14 @@ def measure(
         with console.stage("adaptive speculation gets to know the machine", expected=40):
             for batch in reversed(BATCHES):
                 bench.rate(batch, turn=rounds)
-        with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=rounds * len(MODES) * 45):
-            for line in rounds_of(bench, rounds=rounds, figures=figures):
+        expected = len(MODES) * (rounds * 37.0 + rollouts * 45.0)
+        with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=expected):
+            for line in rounds_of(bench, rounds=rounds, rollouts=rollouts, figures=figures):
                 console.say(f"  {line}")
         live = bench.accept_length()
     return {
         "rounds": rounds,
+        "rollouts": rollouts,
         "captured_tokens": lesson.recorded if drafter is None else None,
         "training_s": minutes * 60 if drafter is None else None,
         "trained_tokens": manifest.trained_tokens,
@@ -247,7 +255,8 @@ def measure(
 def main() -> int:
     """Measures, writes bench/results/speculation.json and the page that is made from it."""
     parser = argparse.ArgumentParser(prog="python -m bench.speculation", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of every mode (default 3)")
+    parser.add_argument("--rounds", type=int, default=6, help="of every mode and batch size (default 6)")
+    parser.add_argument("--rollouts", type=int, default=3, help="of every mode, at most one a round (default 3)")
     parser.add_argument("--tokens", type=int, default=100_000, help="to capture (default 100000)")
     parser.add_argument("--minutes", type=float, default=8.0, help="of training (default 8)")
     parser.add_argument("--drafter", type=Path, metavar="FOLDER", help="of a drafter to take instead of making one")
@@ -256,12 +265,15 @@ def main() -> int:
         "--seed", type=int, default=1, help="of the questions, and of what a rollout is made of (default 1)"
     )
     options = parser.parse_args()
-    for name in ("rounds", "tokens", "minutes"):
+    for name in ("rounds", "rollouts", "tokens", "minutes"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name}: {getattr(options, name)} is not above 0")
+    if options.rollouts > options.rounds:
+        parser.error(f"--rollouts: {options.rollouts} are more than --rounds has ({options.rounds})")
     found = measure(
         Console(),
         rounds=options.rounds,
+        rollouts=options.rollouts,
         tokens=options.tokens,
         minutes=options.minutes,
         drafter=options.drafter,

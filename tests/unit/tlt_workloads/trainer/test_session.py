@@ -31,7 +31,16 @@ def session(settings: TrainerSettings, stop: StopFlag | None = None) -> Session:
 
 def train(settings: TrainerSettings, *, micro_steps: int) -> list[float]:
     """One window of so many micro-steps; returns their losses."""
-    stop, losses = StopFlag(), []
+    stop = StopFlag()
+    window = session(settings, stop)
+    losses = run(window, stop, micro_steps=micro_steps)
+    window.close()
+    return losses
+
+
+def run(window: Session, stop: StopFlag, *, micro_steps: int) -> list[float]:
+    """So many micro-steps of a window that stays open; returns their losses."""
+    losses = []
 
     def listen(message: WorkerMessage) -> None:
         if isinstance(message, WorkerStepped):
@@ -39,9 +48,7 @@ def train(settings: TrainerSettings, *, micro_steps: int) -> list[float]:
             if message.steps == micro_steps:
                 stop.set()
 
-    window = session(settings, stop)
     assert train_window(window, stop, listen) is WindowEnd.STOPPED
-    window.close()
     return losses
 
 
@@ -104,12 +111,7 @@ def test_published_is_the_mean_of_the_weights(
     language.write_shards(store, count=24)
     stop = StopFlag()
     window = session(step_settings, stop)
-
-    def listen(message: WorkerMessage) -> None:
-        if isinstance(message, WorkerStepped) and message.steps == 6:
-            stop.set()
-
-    train_window(window, stop, listen)
+    run(window, stop, micro_steps=6)
     manifest = window.try_release(lambda: None)
     assert manifest is not None
     published = load(store.read(f"revisions/{manifest.revision}/model.safetensors"))

@@ -25,7 +25,7 @@ def train_window(session: Session, stop: StopFlag, report: Callable[[WorkerMessa
                 session.keep(stop.abandon_step)
                 with stop.nothing_to_lose():
                     is_taken = session.try_solution(stop.abandon_step)
-                if is_taken:
+                if is_taken:  # and so there is something to lose again
                     session.hand_on()
             if session.release_due:
                 session.keep(stop.abandon_step)

@@ -1,8 +1,8 @@
 """The mean of a drafter's weights over its last steps, which is what is judged and published.
 
 With a rate that stays, weights wander around what they have learnt, the further the smaller the batches are.  A rate
-that falls would end that, but nobody knows when a window ends.  The mean of the weights on the way is as good at any
-moment (averaging of iterates, Polyak and Juditsky 1992; for networks arXiv 1803.05407).
+that falls would end that, but nobody knows when a window ends.  The mean of the weights on the way comes close to it at
+any moment (averaging of iterates, Polyak and Juditsky 1992; for networks arXiv 1803.05407).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 
 MEMORY = 0.99  # of the mean, that a step leaves: about the last hundred steps count
-_EAGER = 9  # so many times the usual weight at first, that it does not remember for long where it began
+_EAGER = 9  # of n steps at first about the last n / 9 count, so that it does not remember for long where it began
 
 
 class WeightMean:

@@ -32,7 +32,7 @@ from bench import engines, rl_task, tables
 from bench.demo.console import Console
 from bench.lesson import Lesson
 from tests.support.rollout_server import rollout_server
-from tlt_workloads.contract import RevisionManifest
+from tlt_workloads.contract import REVISION_MANIFEST, RevisionManifest
 
 LONGEST = 4  # drafted tokens
 BATCHES = (1, 2, 4, 8, 16)
@@ -154,8 +154,8 @@ class Bench:
 def rounds_of(bench: Bench, *, rounds: int, rollouts: int, figures: Figures) -> Iterator[str]:
     """Measures, and tells of each round; the first ones have a rollout.
 
-    All modes answer a batch size before the next one's turn, and briefly: what is compared lies a minute apart at most,
-    since a machine that is shared can be a third slower two minutes later.
+    All modes answer a batch size before the next one's turn, and briefly: what is compared lies a minute or two apart,
+    and a machine that is shared can be a third slower by then, which the order leaves to chance.
     """
     for turn in range(rounds):
         for batch in BATCHES:
@@ -257,8 +257,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.speculation", description=__doc__)
     parser.add_argument("--rounds", type=int, default=6, help="of every mode and batch size (default 6)")
     parser.add_argument("--rollouts", type=int, default=3, help="of every mode, at most one a round (default 3)")
-    parser.add_argument("--tokens", type=int, default=100_000, help="to capture (default 100000)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training (default 8)")
+    parser.add_argument("--tokens", type=int, default=100_000, help="to capture (default 100000); not with --drafter")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of training (default 8); not with --drafter")
     parser.add_argument("--drafter", type=Path, metavar="FOLDER", help="of a drafter to take instead of making one")
     parser.add_argument("--dry", action="store_true", help="print the figures and write nothing")
     parser.add_argument(
@@ -270,6 +270,8 @@ def main() -> int:
             parser.error(f"--{name}: {getattr(options, name)} is not above 0")
     if options.rollouts > options.rounds:
         parser.error(f"--rollouts: {options.rollouts} are more than --rounds has ({options.rounds})")
+    if options.drafter is not None and not (options.drafter / REVISION_MANIFEST).is_file():
+        parser.error(f"--drafter: {options.drafter} holds no {REVISION_MANIFEST}; python -m bench.learning keeps one")
     found = measure(
         Console(),
         rounds=options.rounds,

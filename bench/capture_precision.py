@@ -31,6 +31,7 @@ from tlt_workloads.trainer.evaluate import SequenceScore, gain, score_sequences,
 from tlt_workloads.trainer.fit import fit_drafter
 from tlt_workloads.trainer.learner import Learner, OptimiserSettings
 from tlt_workloads.trainer.model import Objective, build_drafter, read_frozen_target
+from tlt_workloads.trainer.vocabulary import token_weights
 
 ANSWER_TOKENS = 768
 DRAFT_LENGTH = 3
@@ -107,7 +108,9 @@ class Bench:
         """Solves for a drafter, trains it, and judges both."""
         feed = feed_of(store, self.metadata)
         vocabulary = draft_vocabulary(
-            feed.token_counts(), draft_vocab_size=DRAFT_VOCABULARY, vocab_size=self._shape.vocab_size
+            token_weights(self._target.head(), feed.freshest(tokens=SOLVED_TOKENS), device=CPU, check=lambda: None),
+            draft_vocab_size=DRAFT_VOCABULARY,
+            vocab_size=self._shape.vocab_size,
         )
         untrained = initial_tensors(self._target, self._shape, vocabulary=vocabulary)
         frozen = read_frozen_target(self._target, untrained.get("t2d"))

@@ -26,6 +26,7 @@ from tlt_workloads.trainer.packing import Piece, pack, usable_rows
 from tlt_workloads.trainer.settings import TrainerSettings
 from tlt_workloads.trainer.solve import solve_start
 from tlt_workloads.trainer.start import find_start, shape_of_drafter
+from tlt_workloads.trainer.vocabulary import token_weights
 
 HELD_OUT_TOKENS = 3000
 SOLVED_TOKENS = 4000
@@ -130,7 +131,9 @@ def _solve(material: Material) -> None:
         config=material.settings.config,
         target=material.target,
         shape=material.shape,
-        token_counts=feed.token_counts,
+        token_weights=lambda: token_weights(
+            material.target.head(), feed.freshest(tokens=SOLVED_TOKENS), device=_CPU, check=lambda: None
+        ),
     )
     solved = solve_start(
         start,

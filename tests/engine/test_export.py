@@ -71,7 +71,7 @@ def test_a_plain_server_accepts_as_many_drafts_as_were_evaluated(
     answers = [answered(reference, prompt, shape.layer_ids) for prompt in PROMPTS]
     counts = torch.bincount(torch.cat([item.token_ids for item in answers]), minlength=VOCABULARY)
     start = find_start(
-        store, config=config, target=target, shape=shape, token_counts=lambda: dict(enumerate(counts.tolist()))
+        store, config=config, target=target, shape=shape, token_weights=lambda: dict(enumerate(counts.tolist()))
     )
     frozen = read_frozen_target(target, start.tensors["t2d"])
     model = build_drafter(shape, start.tensors, frozen, draft_length=DRAFT_LENGTH, device=device)

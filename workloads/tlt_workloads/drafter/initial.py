@@ -25,13 +25,13 @@ class DraftVocabulary:
     t2d: torch.Tensor  # bool [vocabulary], whether a token is drafted
 
 
-def draft_vocabulary(counts: Mapping[int, int] | None, *, draft_vocab_size: int, vocab_size: int) -> DraftVocabulary:
-    """Chooses the drafted tokens: the most frequent ones, then the lowest ids.
+def draft_vocabulary(weights: Mapping[int, float] | None, *, draft_vocab_size: int, vocab_size: int) -> DraftVocabulary:
+    """Chooses the drafted tokens: those of the greatest weight, then the lowest ids.
 
-    Without counts the lowest ids win, which in a byte-pair vocabulary are the earliest and so the most frequent merges.
+    Without weights the lowest ids win, which in a byte-pair vocabulary are the earliest and so most frequent merges.
     """
-    seen = counts or {}
-    order = sorted(range(vocab_size), key=lambda token: (-seen.get(token, 0), token))
+    known = weights or {}
+    order = sorted(range(vocab_size), key=lambda token: (-known.get(token, 0.0), token))
     kept = torch.tensor(sorted(order[:draft_vocab_size]))
     t2d = torch.zeros(vocab_size, dtype=torch.bool)
     t2d[kept] = True
@@ -44,7 +44,7 @@ def write_initial_drafter(
     *,
     draft_vocab_size: int,
     seed: int = 0,
-    token_counts: Mapping[int, int] | None = None,
+    token_weights: Mapping[int, float] | None = None,
 ) -> DrafterConfig:
     """Writes the files of `initial_tensors`.  The same arguments write the same bytes.
 
@@ -53,14 +53,14 @@ def write_initial_drafter(
         folder: where to write; made when missing.
         draft_vocab_size: tokens that can be drafted.
         seed: of the random part.
-        token_counts: how often each token was seen in the target's own output, to choose the drafted ones by.
+        token_weights: how much each token is worth drafting.
 
     Raises:
         DrafterError: the target is not there or not readable.
     """
     target = TargetFiles(Path(model_path))
     config = drafter_config(target.config, draft_vocab_size=draft_vocab_size)
-    vocabulary = draft_vocabulary(token_counts, draft_vocab_size=draft_vocab_size, vocab_size=config.vocab_size)
+    vocabulary = draft_vocabulary(token_weights, draft_vocab_size=draft_vocab_size, vocab_size=config.vocab_size)
     tensors = initial_tensors(target, config, vocabulary=vocabulary, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n")

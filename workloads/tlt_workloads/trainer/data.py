@@ -200,14 +200,6 @@ class Feed:
             count += item.rows
         return Selection(self._sequence, sorted(chosen))
 
-    def token_counts(self) -> Counter[int]:
-        """How often the policy produced each token, over all sequences that are known."""
-        counts: Counter[int] = Counter()
-        for path, index in [*self._known, *self._held_out]:
-            if sequence := self._sequence(path, index):
-                counts.update(sequence.token_ids[sequence.prompt_length :].tolist())
-        return counts
-
     def _order(self, share: Share) -> list[RecordedSequence]:
         return training_order(
             (

@@ -18,6 +18,7 @@ from tlt_workloads.trainer.solve import solve_start
 from tlt_workloads.trainer.start import find_start, shape_of_drafter
 from tlt_workloads.trainer.target import find_target, newest_policy
 from tlt_workloads.trainer.team.team import Team
+from tlt_workloads.trainer.vocabulary import token_weights
 
 
 def open_session(
@@ -49,7 +50,15 @@ def open_session(
         progress=latest_progress(store).shards,
     )
     feed.refresh()
-    start = find_start(store, config=settings.config, target=target, shape=shape, token_counts=feed.token_counts)
+    start = find_start(
+        store,
+        config=settings.config,
+        target=target,
+        shape=shape,
+        token_weights=lambda: token_weights(
+            target.head(), feed.freshest(tokens=settings.solved_tokens), device=device, check=check
+        ),
+    )
     frozen = read_frozen_target(target, start.tensors.get("t2d"))
     if start.is_new and settings.config.initial_revision is None:
         start = solve_start(

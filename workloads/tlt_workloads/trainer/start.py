@@ -69,7 +69,7 @@ def find_start(
     config: TrainerConfig,
     target: TargetFiles,
     shape: DrafterConfig,
-    token_counts: Callable[[], Mapping[int, int]],
+    token_weights: Callable[[], Mapping[int, float]],
 ) -> Start:
     """Where this window begins.
 
@@ -78,7 +78,8 @@ def find_start(
         config: what the job asks for.
         target: the policy's files.
         shape: of the drafter.
-        token_counts: called only when the draft vocabulary has to be chosen, which happens once in a job's life.
+        token_weights: how much each token is worth drafting; called only when the draft vocabulary has to be chosen,
+            which happens once in a job's life.
     """
     if found := load_checkpoint(store):
         return start_from(*found)
@@ -88,7 +89,7 @@ def find_start(
             trained_tokens=newest.trained_tokens, attempted_tokens=newest.trained_tokens, parent=newest.revision
         )
         return Start(revision_tensors(store, newest.revision, shape), progress)
-    chosen = draft_vocabulary(token_counts(), draft_vocab_size=shape.draft_vocab_size, vocab_size=shape.vocab_size)
+    chosen = draft_vocabulary(token_weights(), draft_vocab_size=shape.draft_vocab_size, vocab_size=shape.vocab_size)
     return Start(untrained_tensors(config, target=target, shape=shape, vocabulary=chosen), is_new=True)
 
 

@@ -228,16 +228,17 @@ def test_stopping_inside_a_micro_step_leaves_it_without_a_trace(
 ) -> None:
     language.write_shards(store, count=4)  # too little to solve for a first drafter
     for checks in range(1, 60, 9):  # operations forward and backward
-        stop, seen = StopFlag(), 0
+        stop, seen, is_open = StopFlag(), 0, False
 
         def check() -> None:
             nonlocal seen
-            seen += 1
-            if seen == checks:  # noqa: B023 - called within this turn of the loop only
+            seen += is_open  # noqa: B023 - called within this turn of the loop only
+            if seen == checks:  # noqa: B023
                 stop.set()  # noqa: B023
             stop.abandon_step()  # noqa: B023
 
         window = open_session(step_settings, device=torch.device("cpu"), check=check)
+        is_open = True
         assert train_window(window, stop, lambda _message: None) is WindowEnd.STOPPED
         window.close()
     assert latest_progress(store).trained_tokens == 0

@@ -63,7 +63,7 @@ def judge(
         standard_error=score.standard_error if math.isfinite(score.standard_error) else 0.0,
         parent_accept_length=summarise(theirs).accept_length,
         sequences=len(ours),
-        tokens=sum(item.positions for item in ours),
+        tokens=round(sum(item.tokens for item in ours)),
     )
     return Judgement(evaluation=evaluation, is_better=_is_better(difference.accept_length, difference.standard_error))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.toy_language import ToyLanguage
 from tlt_workloads.trainer import evaluate
-from tlt_workloads.trainer.evaluate import SequenceScore, gain, kept, score_batch, summarise
+from tlt_workloads.trainer.evaluate import SequenceScore, follow, gain, kept, score_batch, summarise
 from tlt_workloads.trainer.packing import PackedBatch, Piece, pack
 from tlt_workloads.trainer.progress import TrainingProgress
 from tlt_workloads.trainer.release import release_due
@@ -20,7 +20,7 @@ from tlt_workloads.trainer.release import release_due
 VOCABULARY = 90
 
 
-def test_leading_right_drafts_count_and_later_ones_do_not(
+def test_a_draft_begins_where_the_one_before_ended_and_only_leading_right_tokens_count(
     language: ToyLanguage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = pack([Piece(language.sequence(16), 0, 14)], draft_length=1)
@@ -30,16 +30,39 @@ def test_leading_right_drafts_count_and_later_ones_do_not(
         right = torch.zeros(draft_length, len(tokens), VOCABULARY)
         for step in range(draft_length):
             right[step, torch.arange(len(tokens) - 1 - step), tokens[1 + step :]] = 1.0
-        right[1, 5] = 0.0  # the second draft of row 5 is wrong, the third one right again
-        right[1, 5, (tokens[7] + 1) % VOCABULARY] = 1.0
+        right[1, 7] = 0.0  # the second draft of row 7 is wrong, the third one right again
+        right[1, 7, (tokens[9] + 1) % VOCABULARY] = 1.0
         return right
 
     monkeypatch.setattr(evaluate, "draft_logits", drafts)
     monkeypatch.setattr(evaluate, "target_logits", lambda *_: torch.zeros(len(tokens), VOCABULARY))
     monkeypatch.setattr(evaluate, "draft_ids", lambda _model, ids: ids)
     score = score_batch(None, batch, draft_length=3, temperature=0.0)
-    assert score.positions == 11 - 3  # generated positions with all three drafts inside the sequence
-    assert score.accepted == 8 * 4 - 2
+    # The answer begins at row 3, and row 10 is the last one with all three drafts inside the sequence.
+    assert (score.tokens, score.drafts) == (4 + 2 + 4, 3)  # drafts begin at rows 3, 7 and 9
+
+
+def test_where_drafts_are_bad_there_are_more_of_them() -> None:
+    chances = torch.cat([torch.ones(3, 12), torch.zeros(3, 12)], dim=1)  # all kept, then none
+    score = follow(chances)
+    assert (score.tokens, score.drafts) == (24, 3 + 12)
+    assert summarise([score, score]).accept_length == 1.6  # the mean over positions is 2.5
+
+
+@given(length=st.integers(1, 4), rows=st.integers(1, 12), seed=st.integers(0, 1000))
+def test_the_way_is_followed_as_often_as_by_counting_from_its_end(length: int, rows: int, seed: int) -> None:
+    chances = torch.rand(length, rows, generator=torch.Generator().manual_seed(seed))
+    expected = [0.0] * (rows + length + 1)  # drafts from each row on
+    for row in reversed(range(rows)):
+        leading = [1.0, *chances[:, row].cumprod(0).tolist(), 0.0]
+        expected[row] = 1 + sum((leading[n] - leading[n + 1]) * expected[row + 1 + n] for n in range(length + 1))
+    score = follow(chances)
+    assert score.drafts == pytest.approx(expected[0], rel=1e-4)
+    assert rows - 1e-3 <= score.tokens <= rows + length + 1e-3
+
+
+def test_an_answer_without_rows_adds_nothing() -> None:
+    assert follow(torch.zeros(3, 0)) == SequenceScore(tokens=0.0, drafts=0.0)
 
 
 @given(seed=st.integers(0, 1000), temperature=st.sampled_from([0.3, 0.7, 1.0]))
@@ -62,8 +85,8 @@ def test_of_greedy_answers_only_the_likeliest_token_counts() -> None:
     assert kept(drafted, drafted, torch.tensor([0, 1]), temperature=0.0).tolist() == [1.0, 0.0]
 
 
-def test_the_mean_weighs_positions_and_its_error_counts_sequences() -> None:
-    scores = [SequenceScore(accepted=20, positions=10), SequenceScore(accepted=10, positions=10)]
+def test_the_mean_weighs_drafts_and_its_error_counts_sequences() -> None:
+    scores = [SequenceScore(tokens=20, drafts=10), SequenceScore(tokens=10, drafts=10)]
     result = summarise(scores)
     assert result.accept_length == 1.5
     assert result.standard_error == pytest.approx(math.sqrt(2 * (5**2 + 5**2)) / 20)
@@ -73,8 +96,8 @@ def test_the_mean_weighs_positions_and_its_error_counts_sequences() -> None:
 
 
 def test_a_gain_common_to_all_sequences_is_certain_however_much_they_differ() -> None:
-    parent = [SequenceScore(accepted=20, positions=10), SequenceScore(accepted=10, positions=10)]
-    better = [SequenceScore(accepted=21, positions=10), SequenceScore(accepted=11, positions=10)]
+    parent = [SequenceScore(tokens=20, drafts=10), SequenceScore(tokens=10, drafts=10)]
+    better = [SequenceScore(tokens=21, drafts=10), SequenceScore(tokens=11, drafts=10)]
     difference = gain(better, parent)
     assert difference.accept_length == pytest.approx(0.1)
     assert difference.standard_error == pytest.approx(0.0)

@@ -41,7 +41,8 @@ TOKENS = 200_000  # recorded in all ...
 STAGES = ((0.1, 60.0), (0.25, 90.0), (0.5, 150.0), (1.0, 300.0))  # ... up to this share, then trained for (s)
 LEAST_TOKENS = 20_000
 WINDOW = 60.0  # seconds, after the policy has changed
-MEASURED_BATCH, MEASURED_QUESTIONS = 16, 64  # answers at once, and in all
+MEASURED_BATCH, MEASURED_QUESTIONS = 16, 64  # answers at once, and in all ...
+UNTRAINED_QUESTIONS = 16  # ... of a drafter that slows every answer down and has hardly a draft accepted
 SINGLE_ROUNDS, SINGLE_QUESTIONS = 6, 2  # of each way in a round
 UNSEEN = 600  # questions
 FOLDER = ROOT / "build" / "bench"
@@ -63,21 +64,22 @@ class Bench:
         """That answers."""
         return self.lesson.server
 
-    def accept_length(self) -> float:
+    def accept_length(self, questions: int) -> float:
         """Of the drafter in place, over answers to the same questions each time."""
         self._speculate(DRAFT_LENGTH)
         before = self._counts()
         with concurrent.futures.ThreadPoolExecutor(MEASURED_BATCH) as pool:
-            list(pool.map(self.lesson.answer, self.unseen[:MEASURED_QUESTIONS]))
+            list(pool.map(self.lesson.answer, self.unseen[:questions]))
         drafts, accepted = (now - then for now, then in zip(self._counts(), before, strict=True))
         return 1 + accepted / drafts
 
     def look(self, *, offline: float | None, is_other_policy: bool = False) -> Point:
         """Measures the drafter in place."""
+        questions = MEASURED_QUESTIONS if self.trained else UNTRAINED_QUESTIONS
         point = Point(
             seconds=self.trained,
             tokens=self.lesson.recorded,
-            accept_length=self.accept_length(),
+            accept_length=self.accept_length(questions),
             offline=offline,
             is_other_policy=is_other_policy,
         )

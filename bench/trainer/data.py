@@ -76,9 +76,14 @@ class Material:
         feed.refresh()
         return feed
 
+    def start_tensors(self) -> dict[str, torch.Tensor]:
+        """The drafter to begin with, as in a file."""
+        tensors: dict[str, torch.Tensor] = load_file(self.folder / _START)
+        return tensors
+
     def start(self) -> Eagle3DraftModel:
         """The drafter to begin with."""
-        tensors = load_file(self.folder / _START)
+        tensors = self.start_tensors()
         return build_drafter(self.shape, tensors, self.frozen(tensors), draft_length=DRAFT_LENGTH, device=_CPU)
 
     def frozen(self, tensors: dict[str, torch.Tensor]) -> FrozenTarget:

@@ -42,6 +42,7 @@ class Objective:
     draft_length: int
     loss: str = "kl_div"
     step_decay: float = 0.8
+    softness: float = 1.0  # temperature at which probabilities are compared (distillation, arXiv 1503.02531)
 
 
 def read_frozen_target(target: TargetFiles, t2d: torch.Tensor | None) -> FrozenTarget:
@@ -95,17 +96,23 @@ def trainable_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def draft_loss(model: Eagle3DraftModel, batch: PackedBatch, objective: Objective) -> torch.Tensor:
     """Mean loss over the batch's trained positions, summed over draft steps."""
-    _, loss, _ = model(
-        hidden_states=batch.features,
-        input_ids=batch.token_ids,
-        document_ids=batch.document_ids,
-        loss_mask=batch.loss_mask,
-        position_ids=batch.position_ids,
-        verifier_last_hidden_states=batch.last_hidden,
-        ttt_steps=objective.draft_length,
-        ttt_step_loss_decay=objective.step_decay,
-        loss_config=resolve_loss_config(objective.loss, _loss_implementation(batch.features.device)),
-    )
+    softness = objective.softness
+    # The module has no temperature of its own, but heads are linear: what goes in is divided.
+    soft = model.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0] / softness,))
+    try:
+        _, loss, _ = model(
+            hidden_states=batch.features,
+            input_ids=batch.token_ids,
+            document_ids=batch.document_ids,
+            loss_mask=batch.loss_mask,
+            position_ids=batch.position_ids,
+            verifier_last_hidden_states=batch.last_hidden / softness,
+            ttt_steps=objective.draft_length,
+            ttt_step_loss_decay=objective.step_decay,
+            loss_config=resolve_loss_config(objective.loss, _loss_implementation(batch.features.device)),
+        )
+    finally:
+        soft.remove()
     result: torch.Tensor = loss
     return result
 

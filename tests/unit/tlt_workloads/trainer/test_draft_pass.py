@@ -15,8 +15,10 @@ from tlt_workloads.trainer.draft_pass import DraftPass
 from tlt_workloads.trainer.model import (
     Objective,
     build_drafter,
+    draft_logits,
     draft_loss,
     read_frozen_target,
+    target_logits,
     trainable_tensors,
 )
 from tlt_workloads.trainer.packing import PackedBatch, Piece, pack, usable_rows
@@ -61,6 +63,7 @@ def passed(model: Eagle3DraftModel, objective: Objective, *, low: bool) -> Draft
         draft_length=objective.draft_length,
         loss=objective.loss,
         step_decay=objective.step_decay,
+        softness=objective.softness,
         check=lambda: None,
         low_precision=low,
     )
@@ -83,9 +86,12 @@ def test_loss_and_gradients_are_those_of_the_library(
         assert torch.allclose(ours[name], gradient, rtol=1e-3, atol=1e-6), name
 
 
-@pytest.mark.parametrize("loss", ["tv", "lk_hybrid", '{"ce": 0.3, "kl_div": 0.7}'])
-def test_every_loss_of_the_library_can_be_chosen(target: Path, language: ToyLanguage, loss: str) -> None:
-    model, objective = drafter(target, draft_length=3), Objective(draft_length=3, loss=loss)
+@pytest.mark.parametrize("softness", [1.0, 1.4])
+@pytest.mark.parametrize("loss", ["kl_div", "tv", "lk_hybrid", '{"ce": 0.3, "kl_div": 0.7}'])
+def test_every_loss_of_the_library_can_be_chosen(
+    target: Path, language: ToyLanguage, loss: str, softness: float
+) -> None:
+    model, objective = drafter(target, draft_length=3), Objective(draft_length=3, loss=loss, softness=softness)
     batch = batch_of(language, [15, 15, 28], draft_length=3)
     wanted = draft_loss(model, batch, objective)
     found = passed(model, objective, low=False)(batch)
@@ -124,3 +130,19 @@ def test_it_can_be_left_between_blocks(target: Path, language: ToyLanguage) -> N
     )
     with pytest.raises(StepAbandonedError):
         work(batch_of(language, [12], draft_length=3))
+
+
+def test_compared_softly_drafts_and_answers_are_the_distributions_at_that_temperature(
+    target: Path, language: ToyLanguage
+) -> None:
+    model, batch = drafter(target, draft_length=1), batch_of(language, [30], draft_length=1)
+    drafted, wanted = draft_logits(model, batch, draft_length=1)[0], target_logits(model, batch)
+    rows = batch.loss_mask[0]
+    divergence = torch.nn.functional.kl_div(
+        torch.log_softmax(drafted[rows] / 1.4, -1),
+        torch.log_softmax(wanted[rows] / 1.4, -1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    found = passed(model, Objective(draft_length=1, softness=1.4), low=False)(batch)
+    assert float(found.detach()) == pytest.approx(float(divergence), rel=1e-4)

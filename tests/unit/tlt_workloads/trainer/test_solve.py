@@ -82,10 +82,10 @@ def grown(
     monkeypatch.setattr("tlt_workloads.trainer.solve.WINDOW_SHARE", 1e9)
     settings = replace(settings, publish_tokens=50)
     monkeypatch.setattr("tlt_workloads.trainer.solve.FEWEST_ROWS", 50)  # 300 are all that this language needs
-    language.write_shards(store, count=2, first=1)
+    language.write_shards(store, count=3, first=1)
     window(settings, micro_steps=1)
-    assert 0 < latest_progress(store).solved_rows < 150
-    language.write_shards(store, count=80, first=3)
+    assert 0 < latest_progress(store).solved_rows < 250
+    language.write_shards(store, count=80, first=4)
     return settings
 
 

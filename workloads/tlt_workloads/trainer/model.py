@@ -9,7 +9,8 @@ norm, so here the norm is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,25 +97,33 @@ def trainable_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def draft_loss(model: Eagle3DraftModel, batch: PackedBatch, objective: Objective) -> torch.Tensor:
     """Mean loss over the batch's trained positions, summed over draft steps."""
-    softness = objective.softness
-    # The module has no temperature of its own, but heads are linear: what goes in is divided.
-    soft = model.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0] / softness,))
-    try:
+    with _softened(model, objective.softness):
         _, loss, _ = model(
             hidden_states=batch.features,
             input_ids=batch.token_ids,
             document_ids=batch.document_ids,
             loss_mask=batch.loss_mask,
             position_ids=batch.position_ids,
-            verifier_last_hidden_states=batch.last_hidden / softness,
+            verifier_last_hidden_states=batch.last_hidden / objective.softness,
             ttt_steps=objective.draft_length,
             ttt_step_loss_decay=objective.step_decay,
             loss_config=resolve_loss_config(objective.loss, _loss_implementation(batch.features.device)),
         )
-    finally:
-        soft.remove()
     result: torch.Tensor = loss
     return result
+
+
+@contextlib.contextmanager
+def _softened(model: Eagle3DraftModel, softness: float) -> Iterator[None]:
+    """The module has no temperature of its own, but its head is linear: what goes in is divided."""
+    if softness == 1:  # a compiled forward would be compiled anew for each hook
+        yield
+        return
+    hook = model.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0] / softness,))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

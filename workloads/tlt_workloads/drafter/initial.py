@@ -44,7 +44,6 @@ def write_initial_drafter(
     *,
     draft_vocab_size: int,
     seed: int = 0,
-    token_weights: Mapping[int, float] | None = None,
 ) -> DrafterConfig:
     """Writes the files of `initial_tensors`.  The same arguments write the same bytes.
 
@@ -53,14 +52,13 @@ def write_initial_drafter(
         folder: where to write; made when missing.
         draft_vocab_size: tokens that can be drafted.
         seed: of the random part.
-        token_weights: how much each token is worth drafting.
 
     Raises:
         DrafterError: the target is not there or not readable.
     """
     target = TargetFiles(Path(model_path))
     config = drafter_config(target.config, draft_vocab_size=draft_vocab_size)
-    vocabulary = draft_vocabulary(token_weights, draft_vocab_size=draft_vocab_size, vocab_size=config.vocab_size)
+    vocabulary = draft_vocabulary(None, draft_vocab_size=draft_vocab_size, vocab_size=config.vocab_size)
     tensors = initial_tensors(target, config, vocabulary=vocabulary, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n")

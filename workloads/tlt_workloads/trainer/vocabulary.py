@@ -45,7 +45,7 @@ def token_weights(
         states.append(sequence.hidden_states[max(0, sequence.prompt_length - 1 - sequence.first_row) :, -1].clone())
     rows = sum(len(block) for block in states)
     if not rows:
-        return {token: float(count) for token, count in enumerate(said.tolist()) if count}
+        return {}
     stride = math.ceil(rows / ROWS)
     sample = torch.cat(states)[::stride].to(device, torch.float32)
     parts = [part.to(device) for part in torch.split(head, _BLOCK_TOKENS)]

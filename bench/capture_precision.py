@@ -21,6 +21,7 @@ import torch
 
 from bench import engines, tables
 from bench.demo.console import Console
+from bench.lesson import take_steps
 from tests.support.rollout_server import rollout_server
 from tlt_workloads.contract import ElementType
 from tlt_workloads.drafter import TargetFiles, draft_vocabulary, drafter_config, initial_tensors
@@ -130,12 +131,8 @@ class Bench:
             objective=Objective(draft_length=DRAFT_LENGTH),
             settings=OptimiserSettings(learning_rate=LEARNING_RATE),
         )
-        trained = 0
         with console.stage(f"{name}: {tokens} tokens of training", expected=tokens / 250):
-            while trained < tokens and (batch := feed.next_batch(BATCH_ROWS)):
-                learner.micro_step(batch)
-                trained += batch.packed.trained_tokens
-                feed.mark_trained(learner.step_if_due())
+            trained = take_steps(learner, feed, tokens=tokens, rows=BATCH_ROWS)
         return Outcome(size=size, trained_tokens=trained, solved=before, trained=self._judge(model))
 
     @property

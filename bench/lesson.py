@@ -16,6 +16,8 @@ from bench import engines, rl_task
 from tests.support.rollout_server import JOB, RolloutServer
 from tlt_workloads.contract import REVISION_FOLDER, REVISION_MANIFEST, RevisionManifest, TrainerConfig
 from tlt_workloads.store import open_store
+from tlt_workloads.trainer.data import Feed
+from tlt_workloads.trainer.learner import Learner
 from tlt_workloads.trainer.loop import train_window
 from tlt_workloads.trainer.opening import open_session
 from tlt_workloads.trainer.revisions import published_revisions
@@ -27,6 +29,16 @@ CAPTURE_BATCH = 32  # answers at once
 QUESTIONS = 6000  # more than are asked
 LEARNING_RATE = 3e-4
 HELD_OUT_TOKENS = 4000  # more than a pod takes: figures of the curve rest on them
+
+
+def take_steps(learner: Learner, feed: Feed, *, tokens: int, rows: int) -> int:
+    """Trains on so many tokens, in micro-steps of so many rows, or on all there are; the tokens that were trained."""
+    trained = 0
+    while trained < tokens and (batch := feed.next_batch(rows)) is not None:
+        trained += batch.packed.trained_tokens
+        learner.micro_step(batch)
+        feed.mark_trained(learner.step_if_due())
+    return trained
 
 
 class Lesson:

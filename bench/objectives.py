@@ -24,7 +24,7 @@ import torch
 
 from bench import tables
 from bench.demo.console import Console
-from bench.lesson import LEARNING_RATE
+from bench.lesson import LEARNING_RATE, take_steps
 from bench.trainer.data import Material, prepare
 from bench.trainer.job import DRAFT_LENGTH
 from tlt_workloads.drafter import DrafterConfig, DraftVocabulary, initial_tensors
@@ -85,17 +85,12 @@ class Bench:
         """Of a drafter after its steps."""
         shape = replace(self._material.shape, **variant.flags)
         tensors = self._solved if variant.is_solved else self._unsolved(shape)
-        feed = self._material.feed()
         learner = Learner(
             build_drafter(shape, tensors, self._material.frozen(tensors), draft_length=DRAFT_LENGTH, device=CPU),
             objective=variant.objective,
             settings=OptimiserSettings(learning_rate=LEARNING_RATE),
         )
-        trained = 0
-        while trained < self._train and (batch := feed.next_batch(MICRO_ROWS)) is not None:
-            trained += batch.packed.trained_tokens
-            learner.micro_step(batch)
-            feed.mark_trained(learner.step_if_due())
+        take_steps(learner, self._material.feed(), tokens=self._train, rows=MICRO_ROWS)
         return self._judge(shape, learner.mean_tensors())
 
     def _unsolved(self, shape: DrafterConfig) -> dict[str, torch.Tensor]:

@@ -81,8 +81,8 @@ class Bench:
         """Of the solved drafter before any step."""
         return self._judge(self._material.shape, self._solved)
 
-    def run(self, variant: Variant) -> list[SequenceScore]:
-        """Of a drafter after its steps."""
+    def run(self, variant: Variant) -> tuple[int, list[SequenceScore]]:
+        """Tokens that a drafter was trained on, fewer than wanted where there are no more, and its scores."""
         shape = replace(self._material.shape, **variant.flags)
         tensors = self._solved if variant.is_solved else self._unsolved(shape)
         learner = Learner(
@@ -90,8 +90,8 @@ class Bench:
             objective=variant.objective,
             settings=OptimiserSettings(learning_rate=LEARNING_RATE),
         )
-        take_steps(learner, self._material.feed(), tokens=self._train, rows=MICRO_ROWS)
-        return self._judge(shape, learner.mean_tensors())
+        trained = take_steps(learner, self._material.feed(), tokens=self._train, rows=MICRO_ROWS)
+        return trained, self._judge(shape, learner.mean_tensors())
 
     def _unsolved(self, shape: DrafterConfig) -> dict[str, torch.Tensor]:
         vocabulary = DraftVocabulary(self._solved["d2t"], self._solved["t2d"])
@@ -109,7 +109,7 @@ def measure(console: Console, folder: Path, *, tokens: int, train: int) -> dict[
     found: dict[str, list[SequenceScore]] = {}
     for variant in VARIANTS:
         with console.stage(variant.name, expected=train / 250):
-            found[variant.name] = bench.run(variant)
+            trained, found[variant.name] = bench.run(variant)
         console.say(f"  accept length {summarise(found[variant.name]).accept_length:.3f}")
     lengths = {f"accept_length_{name}": summarise(scores).accept_length for name, scores in found.items()}
     differences: dict[str, float | int | None] = {}
@@ -120,7 +120,7 @@ def measure(console: Console, folder: Path, *, tokens: int, train: int) -> dict[
             differences[f"{variant.name}_over_{variant.against}_standard_error"] = difference.standard_error
     score = summarise(found["kl"])
     return {
-        "trained_tokens": train,
+        "trained_tokens": trained,
         "held_out_tokens": bench.held_out_tokens,
         "accept_length_solution": summarise(bench.solution()).accept_length,
         **lengths,

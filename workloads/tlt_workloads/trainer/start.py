@@ -89,7 +89,8 @@ def find_start(
             trained_tokens=newest.trained_tokens, attempted_tokens=newest.trained_tokens, parent=newest.revision
         )
         return Start(revision_tensors(store, newest.revision, shape), progress)
-    chosen = draft_vocabulary(token_weights(), draft_vocab_size=shape.draft_vocab_size, vocab_size=shape.vocab_size)
+    weights = token_weights() if config.initial_revision is None else None  # that one brings its vocabulary
+    chosen = draft_vocabulary(weights, draft_vocab_size=shape.draft_vocab_size, vocab_size=shape.vocab_size)
     return Start(untrained_tensors(config, target=target, shape=shape, vocabulary=chosen), is_new=True)
 
 

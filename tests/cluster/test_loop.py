@@ -46,12 +46,23 @@ class Rollouts:
         return lease is not None and lease.phase is LeasePhase.GRANTED
 
     def forget(self) -> None:
-        """Lets the job's trainers begin anew, so that the next window has something better to publish for certain."""
+        """Lets the job's trainers begin anew, so that the next window has something better to publish for certain.
+
+        A trainer that has given its device back may still be writing its last checkpoint, so this looks until nothing
+        has come back since it last removed everything.
+        """
         self.rest()
-        job = f"/tlt/{self.namespace}/{JOB}"
-        script = f"rm -rf {job}/checkpoints {job}/revisions/*/manifest.json"
         pod = next(iter(self.cluster.list("pods", self.namespace, labels="app=rollout")))["metadata"]["name"]
-        self.cluster.kubectl("exec", pod, "-n", self.namespace, "--", "sh", "-c", script)
+        job = f"/tlt/{self.namespace}/{JOB}"
+        script = (
+            f"left=$(ls -d {job}/checkpoints/* {job}/revisions/*/manifest.json 2>/dev/null); rm -rf $left; echo $left"
+        )
+        eventually(
+            lambda: not self.cluster.kubectl("exec", pod, "-n", self.namespace, "--", "sh", "-c", script).strip(),
+            deadline=60,
+            every=1,
+            reason="an empty store of checkpoints and revisions",
+        )
 
     def rest(self) -> None:
         """Waits until nothing runs and nothing is lent."""

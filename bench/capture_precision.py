@@ -13,7 +13,7 @@ import argparse
 import concurrent.futures
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from tlt_workloads.trainer.data import DataSettings, Feed
 from tlt_workloads.trainer.evaluate import SequenceScore, gain, score_sequences, summarise
 from tlt_workloads.trainer.fit import fit_drafter
 from tlt_workloads.trainer.learner import Learner, OptimiserSettings
-from tlt_workloads.trainer.model import Objective, build_drafter, read_frozen_target
+from tlt_workloads.trainer.model import SOFTNESS, FrozenTarget, Objective, build_drafter, read_frozen_target
 from tlt_workloads.trainer.vocabulary import token_weights
 
 ANSWER_TOKENS = 768
@@ -124,23 +124,25 @@ class Bench:
                 device=CPU,
                 check=lambda: None,
             )
-            model = build_drafter(self._shape, solved, frozen, draft_length=DRAFT_LENGTH, device=CPU)
-            before = self._judge(model)
+            before = self._judge(solved, frozen)
         learner = Learner(
-            model,
+            build_drafter(self._shape, solved, frozen, draft_length=DRAFT_LENGTH, device=CPU, softness=SOFTNESS),
             objective=Objective(draft_length=DRAFT_LENGTH),
             settings=OptimiserSettings(learning_rate=LEARNING_RATE),
         )
         with console.stage(f"{name}: {tokens} tokens of training", expected=tokens / 250):
             trained = take_steps(learner, feed, tokens=tokens, rows=BATCH_ROWS)
-        return Outcome(size=size, trained_tokens=trained, solved=before, trained=self._judge(model))
+        return Outcome(
+            size=size, trained_tokens=trained, solved=before, trained=self._judge(learner.mean_tensors(), frozen)
+        )
 
     @property
     def metadata(self) -> ShardMetadata:
         """What shards must be of."""
         return ShardMetadata(model="policy", layer_ids=self._shape.layer_ids)
 
-    def _judge(self, model: torch.nn.Module) -> list[SequenceScore]:
+    def _judge(self, tensors: Mapping[str, torch.Tensor], frozen: FrozenTarget) -> list[SequenceScore]:
+        model = build_drafter(self._shape, tensors, frozen, draft_length=DRAFT_LENGTH, device=CPU)
         return score_sequences(model, self._held_out, draft_length=DRAFT_LENGTH, check=lambda: None)
 
 

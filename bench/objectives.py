@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speculators.models.eagle3 import Eagle3DraftModel
 
 from bench import tables
 from bench.demo.console import Console
@@ -36,7 +37,7 @@ from tlt_workloads.trainer.model import Objective, build_drafter
 MICRO_ROWS = 192
 HELD_OUT_TOKENS = 12_000
 CPU = torch.device("cpu")
-_PLAIN = Objective(draft_length=DRAFT_LENGTH, softness=1.0)
+_KL = Objective(draft_length=DRAFT_LENGTH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class Variant:
     """One way to learn."""
 
     name: str
-    objective: Objective = _PLAIN
+    objective: Objective = _KL
+    softness: float = 1.0
     flags: Mapping[str, Any] = field(default_factory=dict)  # of the architecture, unlike the default's
     is_solved: bool = True  # begins with the solution
     against: str = "kl"
@@ -52,11 +54,13 @@ class Variant:
 
 VARIANTS = (
     Variant(name="kl"),
-    Variant(name="kl_at_1_4", objective=replace(_PLAIN, softness=1.4)),
-    Variant(name="kl_at_2", objective=replace(_PLAIN, softness=2.0)),
-    Variant(name="tv", objective=replace(_PLAIN, loss="tv")),
-    Variant(name="lk_hybrid", objective=replace(_PLAIN, loss="lk_hybrid")),
-    Variant(name="lk_hybrid_at_1_4", objective=replace(_PLAIN, loss="lk_hybrid", softness=1.4)),
+    Variant(name="kl_at_1_4", softness=1.4),
+    Variant(name="kl_at_2", softness=2.0),
+    Variant(name="kl_at_3", softness=3.0),
+    Variant(name="tv", objective=replace(_KL, loss="tv")),
+    Variant(name="lk_hybrid", objective=replace(_KL, loss="lk_hybrid")),
+    Variant(name="lk_hybrid_at_1_4", objective=replace(_KL, loss="lk_hybrid"), softness=1.4),
+    Variant(name="lk_hybrid_at_2", objective=replace(_KL, loss="lk_hybrid"), softness=2.0),
     Variant(name="norm_output", flags={"norm_output": True}),
     Variant(name="unsolved", is_solved=False),
     Variant(name="unsolved_without_fc_norm", is_solved=False, flags={"fc_norm": False}, against="unsolved"),
@@ -84,9 +88,10 @@ class Bench:
     def run(self, variant: Variant) -> tuple[int, list[SequenceScore]]:
         """Tokens that a drafter was trained on, fewer than wanted where there are no more, and its scores."""
         shape = replace(self._material.shape, **variant.flags)
-        tensors = self._solved if variant.is_solved else self._unsolved(shape)
+        start = self._solved if variant.is_solved else self._unsolved(shape)
+        tensors = {name: tensor.clone() for name, tensor in start.items()}  # training changes them
         learner = Learner(
-            build_drafter(shape, tensors, self._material.frozen(tensors), draft_length=DRAFT_LENGTH, device=CPU),
+            self._built(shape, tensors, softness=variant.softness),
             objective=variant.objective,
             settings=OptimiserSettings(learning_rate=LEARNING_RATE),
         )
@@ -98,9 +103,12 @@ class Bench:
         return initial_tensors(self._material.target, shape, vocabulary=vocabulary)
 
     def _judge(self, shape: DrafterConfig, tensors: Mapping[str, torch.Tensor]) -> list[SequenceScore]:
-        frozen = self._material.frozen(dict(tensors))
-        model = build_drafter(shape, tensors, frozen, draft_length=DRAFT_LENGTH, device=CPU)
+        model = self._built(shape, tensors, softness=1.0)
         return score_sequences(model, self._held_out, draft_length=DRAFT_LENGTH, check=lambda: None)
+
+    def _built(self, shape: DrafterConfig, tensors: Mapping[str, torch.Tensor], *, softness: float) -> Eagle3DraftModel:
+        frozen = self._material.frozen(dict(tensors))
+        return build_drafter(shape, tensors, frozen, draft_length=DRAFT_LENGTH, device=CPU, softness=softness)
 
 
 def measure(console: Console, folder: Path, *, tokens: int, train: int) -> dict[str, float | int | None]:

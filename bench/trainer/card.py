@@ -26,7 +26,7 @@ import torch
 from speculators.models.eagle3 import Eagle3DraftModel
 
 from bench.results import ROOT
-from bench.trainer.job import DRAFT_LENGTH
+from bench.trainer.job import DRAFT_LENGTH, LOSS
 from bench.trainer.speed import LEARNING_RATE, OPTIMISER, PIECE_ROWS
 from tlt_workloads.drafter import DrafterConfig, draft_vocabulary, drafter_tensors
 from tlt_workloads.shards import CapturedSequence
@@ -160,7 +160,7 @@ def _batches(shape: DrafterConfig, rows: int) -> list[PackedBatch]:
 
 
 def _ours(model: Eagle3DraftModel, batches: list[PackedBatch]) -> Callable[[int], None]:
-    learner = Learner(model, objective=Objective(draft_length=DRAFT_LENGTH), settings=OPTIMISER)
+    learner = Learner(model, objective=Objective(draft_length=DRAFT_LENGTH, loss=LOSS), settings=OPTIMISER)
 
     def step(number: int) -> None:
         learner.micro_step(TrainingBatch(batches[number % BATCHES], {}, (0, 0)))
@@ -197,7 +197,7 @@ def _peer_times(
             parameter.requires_grad_(True)
     implementation = "fused" if model.device.type == "cuda" else "eager"
     call, _ = type(model).get_trainer_kwargs(
-        loss_fn="kl_div", loss_implementation=implementation, ttt_steps=DRAFT_LENGTH, ttt_step_loss_decay=0.8
+        loss_fn=LOSS, loss_implementation=implementation, ttt_steps=DRAFT_LENGTH, ttt_step_loss_decay=0.8
     )
     data = [
         {

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bench.trainer.data import Material
-from bench.trainer.job import DRAFT_LENGTH
+from bench.trainer.job import DRAFT_LENGTH, LOSS
 from bench.trainer.speed import OPTIMISER
 from tlt_workloads.store import open_store
 from tlt_workloads.trainer.checkpoint import CheckpointWriter
@@ -43,7 +43,7 @@ def stalls(material: Material, *, rounds: int) -> Stalls:
     paper describes its baseline.
     """
     feed = material.feed(max_passes=1000)
-    learner = Learner(material.start(), objective=Objective(draft_length=DRAFT_LENGTH), settings=OPTIMISER)
+    learner = Learner(material.start(), objective=Objective(draft_length=DRAFT_LENGTH, loss=LOSS), settings=OPTIMISER)
 
     def step() -> float:
         batch = feed.next_batch(ROWS)

@@ -15,7 +15,7 @@ from bench import engines
 from bench.demo.console import Console
 from bench.lesson import Lesson
 from bench.speculation import LONGEST
-from bench.trainer.job import DRAFT_LENGTH, job_settings
+from bench.trainer.job import DRAFT_LENGTH, LOSS, job_settings
 from tests.support.rollout_server import JOB, rollout_server
 from tlt_workloads.drafter import DrafterConfig, TargetFiles
 from tlt_workloads.shards import CapturedSequence, ShardMetadata
@@ -123,7 +123,7 @@ def held_out_loss(model: Eagle3DraftModel, sequences: list[CapturedSequence]) ->
             rows = usable_rows(sequence)
             batch = pack([Piece(sequence, rows.start, rows.stop)], draft_length=DRAFT_LENGTH)
             if batch.trained_tokens:
-                loss = draft_loss(model, batch, Objective(draft_length=DRAFT_LENGTH))
+                loss = draft_loss(model, batch, Objective(draft_length=DRAFT_LENGTH, loss=LOSS))
                 total += float(loss) * batch.trained_tokens
                 positions += batch.trained_tokens
     return total / positions

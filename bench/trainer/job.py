@@ -8,6 +8,7 @@ from tlt_workloads.contract import TrainerConfig
 from tlt_workloads.trainer.settings import TrainerSettings
 
 DRAFT_LENGTH = 3
+LOSS = "kl_div"  # that both trainers minimise
 
 
 def job_settings(folder: Path, model: Path, *, job: str) -> TrainerSettings:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from bench import engines
 from bench.results import ROOT
 from bench.trainer.data import HELD_OUT_TOKENS, Material, held_out_loss
-from bench.trainer.job import DRAFT_LENGTH
+from bench.trainer.job import DRAFT_LENGTH, LOSS
 from bench.trainer.speed import LEARNING_RATE, WARM_STEPS, Pace
 
 ATTENTIONS = ("eager", "sdpa")
@@ -113,7 +113,7 @@ def _run(material: Material, *, length: int, attention: str, workers: int, steps
         train_data_ratio=json.loads((folder / "share.json").read_text()),
     )
     call, _ = type(model).get_trainer_kwargs(
-        loss_fn="kl_div", loss_implementation="eager", ttt_steps=DRAFT_LENGTH, ttt_step_loss_decay=0.8
+        loss_fn=LOSS, loss_implementation="eager", ttt_steps=DRAFT_LENGTH, ttt_step_loss_decay=0.8
     )
     with tempfile.TemporaryDirectory() as checkpoints:
         config = TrainerConfig(

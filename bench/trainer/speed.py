@@ -11,7 +11,7 @@ import torch
 
 from bench.lesson import CAPTURE_BATCH
 from bench.trainer.data import HELD_OUT_TOKENS, Material, held_out_loss
-from bench.trainer.job import DRAFT_LENGTH
+from bench.trainer.job import DRAFT_LENGTH, LOSS
 from tlt_workloads.shards import CapturedSequence
 from tlt_workloads.trainer.data import TrainingBatch
 from tlt_workloads.trainer.learner import Learner, OptimiserSettings
@@ -53,7 +53,7 @@ def our_pace(material: Material, *, step_tokens: int, micro_rows: int, limit: in
     feed, model = material.feed(), material.start()
     learner = Learner(
         model,
-        objective=Objective(draft_length=DRAFT_LENGTH),
+        objective=Objective(draft_length=DRAFT_LENGTH, loss=LOSS),
         settings=replace(OPTIMISER, step_tokens=step_tokens),
     )
     tokens, began, last = 0, time.perf_counter(), WARM_STEPS + limit if limit else None
@@ -103,7 +103,7 @@ def packing(material: Material, *, batches: int, seed: int = 1) -> Packing:
 
 def _learner(material: Material) -> Learner:
     settings = replace(OPTIMISER, step_tokens=1)
-    return Learner(material.start(), objective=Objective(draft_length=DRAFT_LENGTH), settings=settings)
+    return Learner(material.start(), objective=Objective(draft_length=DRAFT_LENGTH, loss=LOSS), settings=settings)
 
 
 def packed(sequences: Sequence[CapturedSequence]) -> PackedBatch:

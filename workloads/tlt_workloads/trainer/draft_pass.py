@@ -72,7 +72,6 @@ class DraftPass:
         draft_length: int,
         loss: str,
         step_decay: float,
-        softness: float = 1.0,
         check: Callable[[], None],
         low_precision: bool | None = None,
     ) -> None:
@@ -81,7 +80,6 @@ class DraftPass:
         draft_length: steps ahead.
         loss: speculators' name of it, or its JSON with weights.
         step_decay: how much less each further step counts.
-        softness: temperature at which probabilities are compared.
         check: called between blocks; raises to leave.
         low_precision: whether to multiply in bfloat16; None asks the processor.
         """
@@ -89,7 +87,6 @@ class DraftPass:
         self._draft_length = draft_length
         self._loss = loss
         self._step_decay = step_decay
-        self._softness = softness
         self._check = check
         self._low = has_bfloat16() if low_precision is None else low_precision
         self._head = model.lm_head.weight.detach().to(torch.bfloat16 if self._low else torch.float32)
@@ -108,9 +105,9 @@ class DraftPass:
         with torch.autocast("cpu", torch.bfloat16) if self._low else contextlib.nullcontext():
             states = self._states(batch, positions)
         weights = [self._step_decay**step / (len(positions) + 1e-5) for step in range(self._draft_length)]
-        answers = batch.last_hidden[0, positions] / self._softness  # the head is linear
+        answers = batch.last_hidden[0, positions]
         result: torch.Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-            states / self._softness, answers, self._head, self._target_head, weights, self._row_losses(), self._check
+            states, answers, self._head, self._target_head, weights, self._row_losses(), self._check
         )
         return result
 

@@ -75,7 +75,6 @@ class Learner:
                 draft_length=objective.draft_length,
                 loss=objective.loss,
                 step_decay=objective.step_decay,
-                softness=objective.softness,
                 check=check,
             )
             if model.device.type == "cpu"

@@ -9,8 +9,7 @@ norm, so here the norm is the identity.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from transformers import LlamaConfig
 from tlt_workloads.drafter import DrafterConfig, DrafterError, TargetFiles, drafter_tensors
 from tlt_workloads.trainer.packing import PackedBatch
 
+SOFTNESS = 1.0  # at which drafters learn
 _BORROWED = ("embed_tokens.", "lm_head.", "verifier_")
 _UNITS = ("fc_norm.", "input_layernorm.", "hidden_norm.", "post_attention_layernorm.")
 
@@ -43,7 +43,6 @@ class Objective:
     draft_length: int
     loss: str = "kl_div"
     step_decay: float = 0.8
-    softness: float = 1.0  # temperature at which probabilities are compared (distillation, arXiv 1503.02531)
 
 
 def read_frozen_target(target: TargetFiles, t2d: torch.Tensor | None) -> FrozenTarget:
@@ -59,8 +58,19 @@ def build_drafter(
     *,
     draft_length: int,
     device: torch.device,
+    softness: float = 1.0,
 ) -> Eagle3DraftModel:
     """Builds the module with float32 trainable weights from a drafter's tensors.
+
+    Args:
+        config: shape of the drafter.
+        tensors: of the drafter; those that are float32 and on the device already are not copied, so that training
+            changes them.
+        target: what it borrows.
+        draft_length: tokens ahead.
+        device: where it is built.
+        softness: temperature at which its logits and the target's are told, 1 unless it is to learn by them
+            (distillation, arXiv 1503.02531).  The module knows no temperature, but heads are linear.
 
     Raises:
         DrafterError: a tensor is missing or has another shape.
@@ -79,6 +89,8 @@ def build_drafter(
         "embed_tokens.weight": target.embedding.to(device),
         "verifier_lm_head.weight": head,
     }
+    if softness != 1:
+        state |= {name: state[name] / softness for name in ("lm_head.weight", "verifier_lm_head.weight")}
     model.load_state_dict(state, strict=True, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in own_parameters(model) and not any(unit in name for unit in _UNITS))
@@ -97,33 +109,19 @@ def trainable_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def draft_loss(model: Eagle3DraftModel, batch: PackedBatch, objective: Objective) -> torch.Tensor:
     """Mean loss over the batch's trained positions, summed over draft steps."""
-    with _softened(model, objective.softness):
-        _, loss, _ = model(
-            hidden_states=batch.features,
-            input_ids=batch.token_ids,
-            document_ids=batch.document_ids,
-            loss_mask=batch.loss_mask,
-            position_ids=batch.position_ids,
-            verifier_last_hidden_states=batch.last_hidden / objective.softness,
-            ttt_steps=objective.draft_length,
-            ttt_step_loss_decay=objective.step_decay,
-            loss_config=resolve_loss_config(objective.loss, _loss_implementation(batch.features.device)),
-        )
+    _, loss, _ = model(
+        hidden_states=batch.features,
+        input_ids=batch.token_ids,
+        document_ids=batch.document_ids,
+        loss_mask=batch.loss_mask,
+        position_ids=batch.position_ids,
+        verifier_last_hidden_states=batch.last_hidden,
+        ttt_steps=objective.draft_length,
+        ttt_step_loss_decay=objective.step_decay,
+        loss_config=resolve_loss_config(objective.loss, _loss_implementation(batch.features.device)),
+    )
     result: torch.Tensor = loss
     return result
-
-
-@contextlib.contextmanager
-def _softened(model: Eagle3DraftModel, softness: float) -> Iterator[None]:
-    """The module has no temperature of its own, but its head is linear: what goes in is divided."""
-    if softness == 1:  # a compiled forward would be compiled anew for each hook
-        yield
-        return
-    hook = model.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0] / softness,))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()

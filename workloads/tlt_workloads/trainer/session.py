@@ -16,6 +16,7 @@ from tlt_workloads.trainer.checkpoint import CheckpointWriter
 from tlt_workloads.trainer.data import Feed, TrainingBatch
 from tlt_workloads.trainer.learner import Learner, OptimiserSettings
 from tlt_workloads.trainer.model import (
+    SOFTNESS,
     FrozenTarget,
     Objective,
     build_drafter,
@@ -293,7 +294,7 @@ class Session:
         return replace(self._progress, steps=self._learner.steps, shards=self._feed.progress())
 
     def _learner_from(self, start: Start) -> Learner:
-        model = self._build(start.tensors)
+        model = self._build(start.tensors, softness=SOFTNESS)
         on_every_operation(model, self._check)
         learner = Learner(
             model,
@@ -342,9 +343,14 @@ class Session:
         )
         return self._build(tensors)
 
-    def _build(self, tensors: Mapping[str, torch.Tensor]) -> Eagle3DraftModel:
+    def _build(self, tensors: Mapping[str, torch.Tensor], *, softness: float = 1.0) -> Eagle3DraftModel:
         return build_drafter(
-            self._shape, tensors, self._frozen, draft_length=self._settings.config.draft_length, device=self._device
+            self._shape,
+            tensors,
+            self._frozen,
+            draft_length=self._settings.config.draft_length,
+            device=self._device,
+            softness=softness,
         )
 
 

@@ -27,7 +27,7 @@ from tlt_workloads.trainer.stopping import StepAbandonedError, StopFlag
 MODELS = [{}, {"norm_output": True}, {"fc_norm": False}, {"norm_before_residual": True}]
 
 
-def drafter(target: Path, *, draft_length: int, **flags: bool) -> Eagle3DraftModel:
+def drafter(target: Path, *, draft_length: int, softness: float = 1.0, **flags: bool) -> Eagle3DraftModel:
     files = TargetFiles(target)
     shape = replace(drafter_config(files.config, draft_vocab_size=64), **flags)
     vocabulary = draft_vocabulary(None, draft_vocab_size=64, vocab_size=96)
@@ -38,7 +38,9 @@ def drafter(target: Path, *, draft_length: int, **flags: bool) -> Eagle3DraftMod
         if name != "lm_head.weight"
     }
     frozen = read_frozen_target(files, vocabulary.t2d)
-    return build_drafter(shape, tensors, frozen, draft_length=draft_length, device=torch.device("cpu"))
+    return build_drafter(
+        shape, tensors, frozen, draft_length=draft_length, device=torch.device("cpu"), softness=softness
+    )
 
 
 def batch_of(language: ToyLanguage, lengths: list[int], *, draft_length: int) -> PackedBatch:
@@ -63,7 +65,6 @@ def passed(model: Eagle3DraftModel, objective: Objective, *, low: bool) -> Draft
         draft_length=objective.draft_length,
         loss=objective.loss,
         step_decay=objective.step_decay,
-        softness=objective.softness,
         check=lambda: None,
         low_precision=low,
     )
@@ -91,7 +92,7 @@ def test_loss_and_gradients_are_those_of_the_library(
 def test_every_loss_of_the_library_can_be_chosen(
     target: Path, language: ToyLanguage, loss: str, softness: float
 ) -> None:
-    model, objective = drafter(target, draft_length=3), Objective(draft_length=3, loss=loss, softness=softness)
+    model, objective = drafter(target, draft_length=3, softness=softness), Objective(draft_length=3, loss=loss)
     batch = batch_of(language, [15, 15, 28], draft_length=3)
     wanted = draft_loss(model, batch, objective)
     found = passed(model, objective, low=False)(batch)
@@ -144,5 +145,6 @@ def test_compared_softly_drafts_and_answers_are_the_distributions_at_that_temper
         reduction="batchmean",
         log_target=True,
     )
-    found = passed(model, Objective(draft_length=1, softness=1.4), low=False)(batch)
+    soft = drafter(target, draft_length=1, softness=1.4)
+    found = passed(soft, Objective(draft_length=1), low=False)(batch)
     assert float(found.detach()) == pytest.approx(float(divergence), rel=1e-4)

@@ -80,8 +80,10 @@ def build_drafter(
     # Rotary frequencies are a buffer that no file holds, so the one that was built without memory is built again.
     model.rotary_emb = type(model.rotary_emb)(model.rotary_emb.config).to(device)
     model.verifier_norm = torch.nn.Identity()
-    head = target.head.to(device, torch.float32)
-    own = {"lm_head.weight": head, **tensors}  # a drafter from elsewhere may bring a head of its own
+    head = _softened(target.head.to(device, torch.float32), softness)
+    own = {"lm_head.weight": head, **tensors}
+    if "lm_head.weight" in tensors:  # a drafter from elsewhere may bring a head of its own
+        own["lm_head.weight"] = _softened(tensors["lm_head.weight"].to(device, torch.float32), softness)
     state = {name: _ready(name, own, spec.shape, device) for name, spec in drafter_tensors(config).items()}
     state = {
         "lm_head.weight": head,
@@ -89,12 +91,14 @@ def build_drafter(
         "embed_tokens.weight": target.embedding.to(device),
         "verifier_lm_head.weight": head,
     }
-    if softness != 1:
-        state |= {name: state[name] / softness for name in ("lm_head.weight", "verifier_lm_head.weight")}
     model.load_state_dict(state, strict=True, assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in own_parameters(model) and not any(unit in name for unit in _UNITS))
     return model
+
+
+def _softened(head: torch.Tensor, softness: float) -> torch.Tensor:
+    return head if softness == 1 else head / softness
 
 
 def own_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -230,7 +230,7 @@ def measure(
             manifest = lesson.take_over(drafter)
         bench = Bench(lesson, seed=seed)
         bench.switch(ADAPTIVE)
-        with console.stage(f"{SURVEYED} new questions", expected=SURVEYED):
+        with console.stage(f"{SURVEYED} new questions", expected=5.0 * SURVEYED):
             bench.survey()
         with console.stage("adaptive speculation gets to know the machine", expected=40):
             for batch in reversed(BATCHES):

@@ -45,6 +45,7 @@ class Outcome:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    failures: tuple[str, ...] = ()  # a line for each failed test: where it is, and the first line of why
 
 
 def pytest_stage(name: str, folder: str, *, expected: tuple[float, float], after: tuple[str, ...]) -> Stage:
@@ -107,6 +108,24 @@ def counts(stage: Stage, code: int) -> tuple[int, int, int]:
     return max(0, total - failed - skipped), failed, skipped
 
 
+def first_line(text: str) -> str:
+    """The first line of a message, cut to what a terminal shows."""
+    return next(iter(text.splitlines()), "")[:160]
+
+
+def failures(stage: Stage) -> tuple[str, ...]:
+    """A line for each failed test of a stage, so that the end of the output tells what failed."""
+    report = LOGS / f"{stage.name}.xml"
+    if not stage.tests or not report.exists():
+        return ()
+    cases = ElementTree.parse(report).getroot().iter("testcase")
+    return tuple(
+        f"{case.get('classname', '')}::{case.get('name', '')}  {first_line(why.get('message', ''))}"
+        for case in cases
+        for why in (*case.findall("failure"), *case.findall("error"))
+    )
+
+
 def tail(path: Path, lines: int = 40) -> str:
     """The end of a log, where the reason of a failure stands."""
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
@@ -167,7 +186,13 @@ class Runner:
                     self.say(f"{stage.name:<12} … {(time.monotonic() - began) / 60:.0f} min  {last}")
         passed, failed, skipped = counts(stage, code)
         outcome = Outcome(
-            stage=stage, seconds=time.monotonic() - began, code=code, passed=passed, failed=failed, skipped=skipped
+            stage=stage,
+            seconds=time.monotonic() - began,
+            code=code,
+            passed=passed,
+            failed=failed,
+            skipped=skipped,
+            failures=failures(stage),
         )
         self.say(f"{stage.name:<12} {'passed' if code == 0 else 'FAILED'} in {outcome.seconds:.0f} s")
         if code != 0:
@@ -188,6 +213,9 @@ def summarise(outcomes: list[Outcome], seconds: float) -> int:
         result = "not run" if outcome.code is None else "passed" if outcome.code == 0 else "FAILED"
         figures = (outcome.passed, outcome.failed, outcome.skipped)
         print(row.format(outcome.stage.name, result, f"{outcome.seconds:.0f}", *figures))
+    for outcome in outcomes:
+        for failure in outcome.failures:
+            print(f"FAILED in {outcome.stage.name}: {failure}")
     missing = sum(outcome.code is None for outcome in outcomes)
     passed = sum(outcome.passed for outcome in outcomes)
     failed = sum(outcome.failed for outcome in outcomes)

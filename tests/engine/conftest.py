@@ -15,7 +15,8 @@ from tests.support.rollout_server import JOB, RolloutServer, rollout_server
 from tests.support.tiny_model import build_tiny_model
 
 DRAFTED = 32  # tokens of the draft vocabulary
-PROMPTS = [[1, 5 + number, 9, 13] for number in range(8)]
+PROMPTS = [[1, 5 + number, 9, 13] for number in (0, 1, 3, 4, 5, 6, 8, 9)]  # of 400 tokens none is a matter of rounding
+CLEAR = 1e-4  # how far ahead of the second the likeliest token must be; engines on other processors differ by 1e-5
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,9 +63,13 @@ class Reference:
 
     @torch.no_grad()
     def greedy(self, prompt: list[int], *, tokens: int) -> list[int]:
+        """The answer; where two tokens are all but equally likely, rounding would decide and there is none."""
         ids = list(prompt)
         for _ in range(tokens):
-            ids.append(int(self.model(torch.tensor([ids])).logits[0, -1].argmax()))
+            best = self.model(torch.tensor([ids])).logits[0, -1].topk(2)
+            ahead = float(best.values[0] - best.values[1])
+            assert ahead > CLEAR, f"after {len(ids)} tokens of {prompt} rounding decides; take another prompt"
+            ids.append(int(best.indices[0]))
         return ids[len(prompt) :]
 
     @torch.no_grad()

@@ -98,13 +98,15 @@ def arrivals(server: RolloutServer, prompt: str, **fields: object) -> list[float
         return [time.monotonic() for line in lines if line.startswith(b"data: {")]
 
 
-def configure(server: RolloutServer, *, capture: dict[str, object], draft_length: int) -> None:
-    """Tells a server what to record and how much to draft.
+def configure(
+    server: RolloutServer, *, capture: dict[str, object], draft_length: int, is_adaptive: bool = False
+) -> None:
+    """Tells a server what to record and how much to draft: so many tokens, or up to so many if it is adaptive.
 
     Raises:
         RuntimeError: it refuses.
     """
-    mode = "Static" if draft_length else "Off"
+    mode = "Adaptive" if is_adaptive else "Static" if draft_length else "Off"
     config = {
         "job": JOB,
         "storeUrl": f"file://{server.store}",

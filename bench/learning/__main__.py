@@ -4,8 +4,9 @@ One server with the plugin and SmolLM2-135M.  It answers the example's questions
 hidden states; between two recordings the trainer's window loop runs for a while on all cores of this machine, each of
 which stands for an accelerator, with the settings that a trainer pod has.  After every window the newest revision is
 loaded and meets questions that were never recorded: that is the live accept length.  Then such questions are answered
-one at a time with and without speculation, turn about.  Answers end where the policy ends them: what a model says
-beyond that is nothing that a rollout holds, and nothing that a drafter has learnt.
+one at a time, turn about, without speculation, with all drafted tokens, and with as many as adaptive speculation
+chooses, which is what a job has and has seen one request alone before.  Answers end where the policy ends them: what a
+model says beyond that is nothing that a rollout holds, and nothing that a drafter has learnt.
 
 At the end the example's own GRPO learner takes real steps, which are recorded and each of which sends the weights that
 the last one has left; the drafter is measured before and after one window of a minute.  `recovery_ratio` is the accept
@@ -44,6 +45,8 @@ WINDOW = 60.0  # seconds, after the policy has changed
 MEASURED_BATCH, MEASURED_QUESTIONS = 16, 64  # answers at once, and in all ...
 UNTRAINED_QUESTIONS = 16  # ... of a drafter that slows every answer down and has hardly a draft accepted
 SINGLE_ROUNDS, SINGLE_QUESTIONS = 6, 2  # of each way in a round
+OFF, FIXED, ADAPTIVE = "off", "fixed", "adaptive"
+WAYS = (OFF, FIXED, ADAPTIVE)
 UNSEEN = 600  # questions
 FOLDER = ROOT / "build" / "bench"
 PICTURE = ROOT / "docs" / "images" / "learning.png"
@@ -92,22 +95,27 @@ class Bench:
         self.trained += seconds
         return self.look(offline=self.lesson.load_newest().evaluation.accept_length)
 
-    def single_rates(self, *, turn: int) -> tuple[float, float]:
-        """Tokens per second of one request alone, without and with speculation; the order changes with the turn."""
+    def single_rates(self, *, turn: int) -> dict[str, float]:
+        """Tokens per second of one request alone, by the way in which it is drafted for; each turn has an order."""
         first, found = MEASURED_QUESTIONS + SINGLE_QUESTIONS * turn, {}
-        for length in (0, DRAFT_LENGTH) if turn % 2 == 0 else (DRAFT_LENGTH, 0):
-            self._speculate(length)
-            began = time.monotonic()
-            tokens = sum(self.lesson.answer(prompt) for prompt in self.unseen[first : first + SINGLE_QUESTIONS])
-            found[length] = tokens / (time.monotonic() - began)
-        return found[0], found[DRAFT_LENGTH]
+        for number in range(len(WAYS)):
+            way = WAYS[(turn + number) % len(WAYS)]
+            found[way] = self.single_rate(way, first=first)
+        return found
+
+    def single_rate(self, way: str, *, first: int) -> float:
+        """Tokens per second of one request alone, of the questions from this one on."""
+        self._speculate(0 if way == OFF else DRAFT_LENGTH, is_adaptive=way == ADAPTIVE)
+        began = time.monotonic()
+        tokens = sum(self.lesson.answer(prompt) for prompt in self.unseen[first : first + SINGLE_QUESTIONS])
+        return tokens / (time.monotonic() - began)
 
     def record_while_drafting(self) -> None:
         """As a job does it."""
         engines.configure(self.server, capture={}, draft_length=DRAFT_LENGTH)
 
-    def _speculate(self, length: int) -> None:
-        engines.configure(self.server, capture={"enabled": False}, draft_length=length)
+    def _speculate(self, length: int, *, is_adaptive: bool = False) -> None:
+        engines.configure(self.server, capture={"enabled": False}, draft_length=length, is_adaptive=is_adaptive)
 
     def _counts(self) -> tuple[int, int]:
         """Drafts and accepted tokens so far at this draft length."""
@@ -166,7 +174,8 @@ def measure(
         learn(console, bench, tokens=tokens)
         lesson.keep_newest(KEPT)
         console.say(f"drafter: {KEPT.relative_to(ROOT)}")
-        with console.stage("one request at a time", expected=12.0 * SINGLE_ROUNDS):
+        with console.stage("one request at a time", expected=30.0 * SINGLE_ROUNDS):
+            bench.single_rate(ADAPTIVE, first=MEASURED_QUESTIONS + SINGLE_QUESTIONS * SINGLE_ROUNDS)
             rates = [bench.single_rates(turn=turn) for turn in range(SINGLE_ROUNDS)]
         learnt = bench.points[-1]
         recovered = recover(console, bench, model, steps=steps, learning_rate=learning_rate)
@@ -178,9 +187,9 @@ def measure(
         "draft_length": DRAFT_LENGTH,
         "accept_length": learnt.accept_length,
         "accept_length_offline": learnt.offline,
-        "single_request_ratio": statistics.median(drafted / plain for plain, drafted in rates),
-        "single_request_tokens_per_s": statistics.median(drafted for _, drafted in rates),
-        "single_request_tokens_per_s_off": statistics.median(plain for plain, _ in rates),
+        "single_request_ratio": statistics.median(found[ADAPTIVE] / found[OFF] for found in rates),
+        "single_request_fixed_ratio": statistics.median(found[FIXED] / found[OFF] for found in rates),
+        **{f"single_request_{way}_tokens_per_s": statistics.median(found[way] for found in rates) for way in WAYS},
         **{
             f"accept_length_{int(share * tokens) // 1000}k_tokens": point.accept_length
             for (share, _), point in zip(STAGES, bench.points[1:], strict=False)

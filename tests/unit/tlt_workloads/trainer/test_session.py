@@ -74,6 +74,18 @@ def test_windows_that_are_cut_short_learn_the_same_as_one_long_window(
         assert torch.allclose(tensor.float(), second[1][name].float(), rtol=1e-4, atol=1e-6), name
 
 
+def test_a_window_compares_distributions_softly(
+    step_settings: TrainerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, sharp = replace(step_settings, job="namespace/soft"), replace(step_settings, job="namespace/sharp")
+    for one in (soft, sharp):
+        ToyLanguage(_target(one)).write_shards(_store(one), count=10)
+    (loss,) = train(soft, micro_steps=1)
+    monkeypatch.setattr("tlt_workloads.trainer.session.SOFTNESS", 1.0)
+    (sharper,) = train(sharp, micro_steps=1)
+    assert loss < 0.9 * sharper
+
+
 def test_a_toy_language_is_learnt_and_published(
     settings: TrainerSettings, store: Store, language: ToyLanguage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

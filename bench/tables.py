@@ -6,12 +6,15 @@ python -m bench.tables --check    fails when the page is out of date
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from bench.results import FOLDER, ROOT, Metrics, read, rounded
 from bench.results import write as write_result
 
+DATA = "--data"  # names a folder
 PAGE = ROOT / "docs" / "performance.md"
 HEAD = """# Performance
 
@@ -48,6 +51,18 @@ def write() -> None:
     PAGE.write_text(page())
 
 
+def command(name: str, arguments: Sequence[str]) -> str:
+    """What repeats a result; not where this machine keeps its data, without which a benchmark makes its own."""
+    kept: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == DATA:
+            next(left, None)
+        elif not argument.startswith(f"{DATA}="):
+            kept.append(argument)
+    return shlex.join(["python", "-m", f"bench.{name}", *kept])
+
+
 def publish(name: str, metrics: Metrics, *, dry: bool = False, file: str | None = None) -> None:
     """Shows what `python -m bench.<name>` has measured, and unless `dry` keeps it (`file` is another name for that)
     and makes the page anew.
@@ -56,8 +71,7 @@ def publish(name: str, metrics: Metrics, *, dry: bool = False, file: str | None 
     for metric, value in metrics.items():
         print(f"  {metric:<{width}} {'not measured' if value is None else rounded(value)}")
     if not dry:
-        command = f"python -m bench.{name} {' '.join(sys.argv[1:])}".strip()
-        print(f"figures: {write_result(file or name, command=command, metrics=metrics)}")
+        print(f"figures: {write_result(file or name, command=command(name, sys.argv[1:]), metrics=metrics)}")
         write()
 
 

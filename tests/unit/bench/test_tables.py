@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from bench import tables
 
 
@@ -22,3 +24,10 @@ def test_every_figure_has_a_row() -> None:
     assert "| `stall_p95_s` | 0.04 |" in text
     assert "| `aborted_requests` | 0 |" in text
     assert "python -m bench.swap" in text
+
+
+@pytest.mark.parametrize("given", [["--data", "/mnt/rows"], ["--data=/mnt/rows"]])
+def test_a_command_names_no_folder_of_this_machine(given: list[str]) -> None:
+    assert tables.command("objectives", ["--tokens", "9", *given, "--dry"]) == (
+        "python -m bench.objectives --tokens 9 --dry"
+    )

@@ -37,7 +37,7 @@ from tlt_workloads.contract import REVISION_MANIFEST, RevisionManifest
 LONGEST = 4  # drafted tokens
 BATCHES = (1, 2, 4, 8, 16)
 ANSWER_TOKENS = 64  # of each request in a batch
-SURVEYED = 60  # new questions, each answered `GENERATIONS` times
+SURVEYED = 48  # new questions, each answered `GENERATIONS` times
 ROLLOUT_REQUESTS = 16
 TAIL = 2  # requests that are left when the tail begins
 

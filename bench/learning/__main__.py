@@ -161,9 +161,9 @@ def recover(console: Console, bench: Bench, model: Path, *, steps: int, learning
 
 
 def measure(
-    console: Console, *, tokens: int, steps: int, learning_rate: float, seed: int, publish: bool
-) -> dict[str, float | int | None]:
-    """Runs everything on this machine."""
+    console: Console, *, tokens: int, steps: int, learning_rate: float, seed: int
+) -> tuple[dict[str, float | int | None], Sequence[Point]]:
+    """Runs everything on this machine; the figures, and the curve."""
     model = engines.small_model()
     flags = (*engines.FLAGS, "--speculative-tokens", str(DRAFT_LENGTH))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -179,9 +179,7 @@ def measure(
             rates = [bench.single_rates(turn=turn) for turn in range(SINGLE_ROUNDS)]
         learnt = bench.points[-1]
         recovered = recover(console, bench, model, steps=steps, learning_rate=learning_rate)
-    picture = draw(bench.points, PICTURE if publish else FOLDER / PICTURE.name, draft_length=DRAFT_LENGTH)
-    console.say(f"learning curve: {picture}")
-    return {
+    figures = {
         "captured_tokens": learnt.tokens,
         "training_s": sum(seconds for _, seconds in STAGES),
         "draft_length": DRAFT_LENGTH,
@@ -197,6 +195,7 @@ def measure(
         "accept_length_untrained": bench.points[0].accept_length,
         **recovered,
     }
+    return figures, bench.points
 
 
 def _told(point: Point) -> str:
@@ -220,15 +219,18 @@ def main() -> int:
         parser.error(f"--steps: {options.steps} is less than 2: weights are sent at the beginning of a step")
     if options.tokens < LEAST_TOKENS:
         parser.error(f"--tokens: {options.tokens} is less than {LEAST_TOKENS}, a drafter learns nothing from them")
-    found = measure(
-        Console(),
+    console = Console()
+    found, points = measure(
+        console,
         tokens=options.tokens,
         steps=options.steps,
         learning_rate=options.learning_rate,
         seed=options.seed,
-        publish=options.publish,
     )
     tables.publish("learning", found, dry=options.dry)
+    # Only now: a result tells whether the project's files were changed, and the picture is one of them.
+    picture = draw(points, PICTURE if options.publish else FOLDER / PICTURE.name, draft_length=DRAFT_LENGTH)
+    console.say(f"learning curve: {picture}")
     return 0
 
 

@@ -34,15 +34,15 @@ def draw(points: Sequence[Point], path: Path, *, draft_length: int) -> Path:
     axis.plot(*zip(*judged, strict=True), color=OFFLINE, marker=".", linestyle=":", label="held-out, by the trainer")
     for point in points:
         text = f"{point.accept_length:.2f}\n{point.tokens // 1000}k tokens"
-        is_beside = point.is_other_policy or point.seconds == 0  # of a line, or of the axis
+        shift, side = _beside(point, is_last=point is points[-1])
         axis.annotate(text, (point.seconds, point.accept_length), textcoords="offset points", fontsize=8,
-                      xytext=(8, 4) if is_beside else (0, -26), ha="left" if is_beside else "center")  # fmt: skip
+                      xytext=shift, ha=side)  # fmt: skip
         if point.is_other_policy:
             axis.axvline(point.seconds, color=POLICY, linewidth=0.9, linestyle=(0, (4, 3)))
             axis.text(point.seconds, 0.97, "RL steps ", color=POLICY, fontsize=8, va="top", ha="right",
                       transform=axis.get_xaxis_transform())  # fmt: skip
-    axis.set_ylim(bottom=1.0)
-    axis.margins(x=0.06, y=0.2)
+    axis.set_ylim(1.0, 1 + 1.25 * max(point.accept_length - 1 for point in points))
+    axis.margins(x=0.06)
     axis.set_xlabel("seconds of training")
     axis.set_ylabel(f"accept length, {draft_length} drafted tokens")
     axis.legend(frameon=False, loc="lower center")
@@ -52,3 +52,12 @@ def draw(points: Sequence[Point], path: Path, *, draft_length: int) -> Path:
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return path
+
+
+def _beside(point: Point, *, is_last: bool) -> tuple[tuple[int, int], str]:
+    """Where the text of a point stands, in points of print, and to which side it is aligned, clear of all lines."""
+    if point.seconds == 0:
+        return (8, 4), "left"  # of the axis
+    if point.is_other_policy:
+        return (-8, 14), "right"  # of the line that marks the RL steps, above what was judged
+    return ((0, 9), "center") if is_last else ((0, -26), "center")

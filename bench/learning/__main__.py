@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import itertools
 import statistics
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from pathlib import Path
 from bench import engines, rl_task, tables
 from bench.demo.console import Console
 from bench.learning import grpo
+from bench.learning.estimate import tokens_per_draft
 from bench.learning.picture import Point, draw
 from bench.lesson import Lesson
 from bench.results import ROOT
@@ -44,6 +46,7 @@ LEAST_TOKENS = 20_000
 WINDOW = 60.0  # seconds, after the policy has changed
 MEASURED_BATCH, MEASURED_QUESTIONS = 16, 64  # answers at once, and in all ...
 UNTRAINED_QUESTIONS = 16  # ... of a drafter that slows every answer down and has hardly a draft accepted
+PARTS = 8  # of a measurement, whose differences tell its error
 SINGLE_ROUNDS, SINGLE_QUESTIONS = 6, 2  # of each way in a round
 OFF, FIXED, ADAPTIVE = "off", "fixed", "adaptive"
 WAYS = (OFF, FIXED, ADAPTIVE)
@@ -67,22 +70,27 @@ class Bench:
         """That answers."""
         return self.lesson.server
 
-    def accept_length(self, questions: int) -> float:
-        """Of the drafter in place, over answers to the same questions each time."""
+    def accept_length(self, questions: int) -> tuple[float, float]:
+        """Of the drafter in place, over answers to the same questions each time; and its standard error."""
         self._speculate(DRAFT_LENGTH)
-        before = self._counts()
+        marks = [self._counts()]
         with concurrent.futures.ThreadPoolExecutor(MEASURED_BATCH) as pool:
-            list(pool.map(self.lesson.answer, self.unseen[:questions]))
-        drafts, accepted = (now - then for now, then in zip(self._counts(), before, strict=True))
-        return 1 + accepted / drafts
+            jobs = [pool.submit(self.lesson.answer, question) for question in self.unseen[:questions]]
+            for number, job in enumerate(concurrent.futures.as_completed(jobs), start=1):
+                job.result()
+                if number % (questions // PARTS) == 0:
+                    marks.append(self._counts())
+        return tokens_per_draft([(now[0] - then[0], now[1] - then[1]) for then, now in itertools.pairwise(marks)])
 
     def look(self, *, offline: float | None, is_other_policy: bool = False) -> Point:
         """Measures the drafter in place."""
         questions = MEASURED_QUESTIONS if self.trained else UNTRAINED_QUESTIONS
+        accept_length, error = self.accept_length(questions)
         point = Point(
             seconds=self.trained,
             tokens=self.lesson.recorded,
-            accept_length=self.accept_length(questions),
+            accept_length=accept_length,
+            error=error,
             offline=offline,
             is_other_policy=is_other_policy,
         )
@@ -156,6 +164,7 @@ def recover(console: Console, bench: Bench, model: Path, *, steps: int, learning
         "policy_change_share": grpo.policy_change(bench.server, model),
         "accept_length_after_steps": changed.accept_length,
         "accept_length_after_window": after.accept_length,
+        "accept_length_after_window_error": after.error,
         "recovery_ratio": after.accept_length / before,
     }
 
@@ -184,6 +193,7 @@ def measure(
         "training_s": sum(seconds for _, seconds in STAGES),
         "draft_length": DRAFT_LENGTH,
         "accept_length": learnt.accept_length,
+        "accept_length_error": learnt.error,
         "accept_length_offline": learnt.offline,
         "single_request_ratio": statistics.median(found[ADAPTIVE] / found[OFF] for found in rates),
         "single_request_fixed_ratio": statistics.median(found[FIXED] / found[OFF] for found in rates),
@@ -200,7 +210,8 @@ def measure(
 
 def _told(point: Point) -> str:
     judged = "" if point.offline is None else f" ({point.offline:.3f} on held-out answers)"
-    return f"accept length {point.accept_length:.3f}{judged} after {point.tokens} tokens and {point.seconds:.0f} s"
+    live = f"{point.accept_length:.3f} ± {point.error:.3f}"
+    return f"accept length {live}{judged} after {point.tokens} tokens and {point.seconds:.0f} s"
 
 
 def main() -> int:

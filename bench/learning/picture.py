@@ -15,7 +15,8 @@ class Point:
 
     seconds: float  # of training until then, on all cores
     tokens: int  # recorded until then
-    accept_length: float  # live, at temperature 0.7
+    accept_length: float  # live, at temperature 0.7 ...
+    error: float = 0.0  # ... and its standard error
     offline: float | None = None  # as the trainer judged it
     is_other_policy: bool = False  # RL steps were taken since the point before
 
@@ -29,7 +30,8 @@ def draw(points: Sequence[Point], path: Path, *, draft_length: int) -> Path:
 
     figure, axis = pyplot.subplots(figsize=(9, 4.6), layout="constrained")
     seconds = [point.seconds for point in points]
-    axis.plot(seconds, [point.accept_length for point in points], color=LIVE, marker="o", label="live, in vLLM")
+    live, errors = [point.accept_length for point in points], [point.error for point in points]
+    axis.errorbar(seconds, live, yerr=errors, color=LIVE, marker="o", capsize=3, label="live, in vLLM")
     judged = [(point.seconds, point.offline) for point in points if point.offline is not None]
     axis.plot(*zip(*judged, strict=True), color=OFFLINE, marker=".", linestyle=":", label="held-out, by the trainer")
     for point in points:

@@ -6,9 +6,10 @@ choice, scores that are accept length x batch / time with the median time of a w
 - Accept lengths belong to a drafter and not to a batch, times belong to a batch and not to a drafter's weights.  They
   are learnt apart, so that a new revision is judged at every batch size as soon as it is known at one, and nothing
   that was learnt about time is lost by it.
-- An arm that was never timed in a bucket is reckoned from its neighbours: between two draft lengths, or in proportion
-  to not drafting, as the nearest bucket tells.  A new batch size begins with a few steps without drafts and then with a
-  good choice, instead of trying everything.
+- An arm that was never timed in a bucket is reckoned: between two draft lengths; or as a step without drafts that has
+  as many requests as it verifies rows, which a rollout that began with more of them has seen; or in proportion to not
+  drafting, as the nearest bucket tells.  A new batch size begins with a few steps without drafts and then with a good
+  choice, instead of trying everything.
 - A machine whose pace changes, since it is shared or runs into its power limit, would make the arm in use look worse
   than those that were timed while it was fast.  Times are kept as they would have been at one pace.
 - Not drafting is an arm, and trying what seems worse is paid out of a fixed share of the time.  So the long run cannot
@@ -253,8 +254,9 @@ class DraftBandit:
         return 0.0 if rate is None or most is None else max(0.0, 1 - rate / most)
 
     def _expected_seconds(self, bucket: _Bucket, plan: DraftPlan) -> float | None:
-        own = bucket.seconds(plan)
-        return own if own is not None else self._between(bucket, plan) or self._as_elsewhere(bucket, plan)
+        if (own := bucket.seconds(plan)) is not None:
+            return own
+        return self._between(bucket, plan) or self._by_rows(bucket, plan) or self._as_elsewhere(bucket, plan)
 
     def _between(self, bucket: _Bucket, plan: DraftPlan) -> float | None:
         """Between the next shorter and the next longer draft that were timed here.
@@ -274,14 +276,48 @@ class DraftBandit:
         part = (int(plan) - shorter) / (longer - shorter)
         return known[shorter] + part**2 * (known[longer] - known[shorter])
 
+    def _by_rows(self, bucket: _Bucket, plan: DraftPlan) -> float | None:
+        """As long as its rows alone take, and longer in the way of the nearest bucket in which was drafted."""
+        alone = self._rows_alone(bucket, plan)
+        return None if alone is None else alone * self._drafting_factor(bucket, plan)
+
+    def _rows_alone(self, bucket: _Bucket, plan: DraftPlan) -> float | None:
+        """Of a step without drafts that has a request for every row which this plan verifies, between known sizes."""
+        here = bucket.seconds(OFF)
+        if here is None or plan == OFF:
+            return None
+        rows = bucket.largest * (1 + int(plan))
+        smaller, before = bucket.largest, here
+        for other in self._buckets[self._buckets.index(bucket) + 1 :]:
+            if (there := other.seconds(OFF)) is None:
+                continue
+            if other.largest >= rows:
+                return max(here, before + (rows - smaller) / (other.largest - smaller) * (there - before))
+            smaller, before = other.largest, there
+        return None
+
+    def _drafting_factor(self, bucket: _Bucket, plan: DraftPlan) -> float:
+        """How many times as long as its rows alone a step takes, by the nearest draft length here or elsewhere."""
+        for other in (bucket, *self._nearest(bucket)):
+            drafted = [known for known in other.times if known and known.source is plan.source]
+            for known in sorted(drafted, key=lambda arm: abs(int(arm) - int(plan))):
+                own, alone = other.seconds(known), self._rows_alone(other, known)
+                if own and alone:
+                    return 1 + max(0.0, own / alone - 1) * int(plan) / int(known)
+        return 1.0  # too little rather than too much: an arm that is used gets its own time
+
+    def _nearest(self, bucket: _Bucket) -> list[_Bucket]:
+        """All others, by how many times as large or small their batches are."""
+        others = [other for other in self._buckets if other is not bucket]
+        return sorted(others, key=lambda other: abs(math.log(other.largest / bucket.largest)))
+
     def _as_elsewhere(self, bucket: _Bucket, plan: DraftPlan) -> float | None:
         """In proportion to not drafting, as the nearest bucket that knows both tells."""
         here = bucket.seconds(OFF)
         if here is None or plan == OFF:
             return None
-        for other in sorted(self._buckets, key=lambda item: abs(math.log(item.largest / bucket.largest))):
-            there = other.seconds(OFF)
-            if other is not bucket and there is not None:
+        for other in self._nearest(bucket):
+            if (there := other.seconds(OFF)) is not None:
                 seconds = other.seconds(plan) or self._between(other, plan)
                 if seconds is not None:
                     return seconds * here / there

@@ -127,6 +127,17 @@ def test_a_new_batch_size_begins_with_what_its_neighbour_knows() -> None:
     assert (set(plans[:8]), set(plans[8:])) == ({OFF}, {DraftPlan(3)})
 
 
+def test_the_tail_of_a_rollout_begins_with_what_more_requests_have_shown() -> None:
+    """Drafting was a loss among many; how little as many rows as it has now took then is enough to try it at once."""
+    engine = Engine({DraftSource.LEARNED: GOOD, DraftSource.NGRAM: POOR})
+    bandit = new_bandit(epsilon=0.0)
+    assert usual(run(bandit, engine, [16] * 200)[2], last=100) == OFF
+    run(bandit, engine, [8] * 16)
+    plans = run(bandit, engine, [2] * 50)[2]
+    assert set(plans[:8]) == {OFF}
+    assert OFF not in plans[8:]
+
+
 def test_decisions_are_held_for_an_episode() -> None:
     engine = Engine({DraftSource.LEARNED: GOOD, DraftSource.NGRAM: POOR})
     plans = run(new_bandit(epsilon=0.5), engine, [1] * 800)[2]

@@ -135,12 +135,12 @@ class Bench:
         drawn = self._dice.sample(others, ROLLOUT_REQUESTS - TAIL)
         return [*longest, *(replace(request, tokens=min(request.tokens, half)) for request in drawn)]
 
-    def accept_length(self) -> float | None:
-        """Of the drafter in use, at the longest draft."""
-        for item in self._server.state()["acceptance"]["byLength"]:
-            if item["draftLength"] == LONGEST:
-                return 1 + float(item["acceptedTokens"]) / float(item["drafts"])
-        return None
+    def accept_lengths(self) -> dict[int, float]:
+        """Of the drafter in use, by draft length."""
+        return {
+            int(item["draftLength"]): 1 + float(item["acceptedTokens"]) / float(item["drafts"])
+            for item in self._server.state()["acceptance"]["byLength"]
+        }
 
     def _submit(self, prompt: str, tokens: int) -> concurrent.futures.Future[int]:
         return self._pool.submit(self._lesson.answer, prompt, tokens=tokens, fixed=True)
@@ -239,7 +239,7 @@ def measure(
         with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=expected):
             for line in rounds_of(bench, rounds=rounds, rollouts=rollouts, figures=figures):
                 console.say(f"  {line}")
-        live = bench.accept_length()
+        live = bench.accept_lengths()
     return {
         "rounds": rounds,
         "rollouts": rollouts,
@@ -247,8 +247,8 @@ def measure(
         "training_s": minutes * 60 if drafter is None else None,
         "trained_tokens": manifest.trained_tokens,
         "offline_accept_length": manifest.evaluation.accept_length,
-        "live_accept_length": live,
         "longest_draft": LONGEST,
+        **{f"accept_length_{length}": live.get(length) for length in range(1, LONGEST + 1)},
     } | metrics(figures)
 
 

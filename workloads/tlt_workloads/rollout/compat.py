@@ -213,8 +213,16 @@ def _speculation_of(scheduler: Any) -> Speculation:
 
     if isinstance(scheduler.dynamic_sd_lookup, Speculation):
         return scheduler.dynamic_sd_lookup
+
+    def tokens_of(name: str) -> Any:
+        request = scheduler.requests.get(name)
+        return None if request is None else request.all_token_ids
+
     speculation = Speculation(
-        longest=scheduler.num_spec_tokens, page=inherited_page(), is_working=scheduler.has_unfinished_requests
+        longest=scheduler.num_spec_tokens,
+        page=inherited_page(),
+        is_working=scheduler.has_unfinished_requests,
+        tokens_of=tokens_of,
     )
     tap, schedule, update = SchedulerTap(speculation), scheduler.schedule, scheduler.update_from_output
 

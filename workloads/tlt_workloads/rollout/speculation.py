@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from tlt_workloads.contract import (
 )
 from tlt_workloads.rollout.bandit import BanditSettings, DraftBandit
 from tlt_workloads.rollout.counters import CounterPage
+from tlt_workloads.rollout.ngram_trials import NgramTrials
 from tlt_workloads.rollout.plans import OFF, DraftPlan
 
 SEED = 20  # the same arms are tried in the same order after each start
@@ -77,6 +78,7 @@ class Speculation:
         longest: the draft length that the server was started for.
         page: where others read what was decided and accepted; it also says whether n-grams can be looked up.
         is_working: whether the engine has something to do, so that the time to the next step is a step's time.
+        tokens_of: all tokens of a request so far, prompt included, or None when it is over; n-grams are tried on them.
         clock: seconds, monotonic.
     """
 
@@ -86,6 +88,7 @@ class Speculation:
         longest: int,
         page: CounterPage | None,
         is_working: Callable[[], bool],
+        tokens_of: Callable[[str], Sequence[int] | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._page = page
@@ -94,6 +97,8 @@ class Speculation:
         self._order = SpeculationOrder(settings=SpeculationSettings(), has_drafter=False, largest_batch=0)
         dice = random.Random(SEED)  # noqa: S311 - no secret
         self._bandit = DraftBandit(BanditSettings(longest=longest), dice=dice)
+        self._trials = NgramTrials(longest, tokens_of=tokens_of)
+        self._longest = longest
         self._stepped_at: float | None = None
         self._planned = OFF
 
@@ -164,6 +169,9 @@ class Speculation:
             has_prompts: other requests computed prompts in it, so that its time says nothing about drafts.
         """
         now = self._clock()
+        if drafts:
+            self._bandit.note_running(drafts.keys())
+            self._try_ngrams(drafts.keys())
         if drafts and verified:
             self._count(verified, drafts, accepted)
         # Time belongs to an arm only when the same one was verified and drafted for.
@@ -180,10 +188,14 @@ class Speculation:
                 accepted=sum(accepted.values()),
             )
         if plan.source is DraftSource.LEARNED:  # the end of a request cuts its last drafts short
-            counted = [accepted.get(name, 0) for name, length in drafts.items() if length == plan]
-        else:
-            counted = [accepted.get(name, 0) for name in drafts]
-        self._bandit.note_drafts(plan, counted)
+            counted = [(name, accepted.get(name, 0)) for name, length in drafts.items() if length == plan]
+            self._bandit.note_drafts(len(drafts), plan, counted)
+
+    def _try_ngrams(self, running: Set[str]) -> None:
+        """They are judged by what they would have drafted, in whatever way the tokens came about."""
+        if self._order.settings.mode is SpeculationMode.ADAPTIVE and self._has_ngrams:
+            plan = DraftPlan(self._longest, DraftSource.NGRAM)
+            self._bandit.note_drafts(len(running), plan, self._trials.follow(running))
 
     @property
     def _has_ngrams(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,13 +64,16 @@ def run(bandit: DraftBandit, engine: Engine, batches: Sequence[int]) -> tuple[fl
     plans: list[DraftPlan] = []
     for batch in batches:
         plan = bandit.choose(batch)
-        accepted = [engine.accepted(plan) for _ in range(batch)]
+        accepted = {str(number): engine.accepted(plan) for number in range(batch)}
+        bandit.note_running(accepted.keys())
         seconds = engine.seconds(plan, batch) * engine.dice.uniform(0.97, 1.03)
         if plans and plans[-1] == plan:
             bandit.note_step(batch, plan, seconds)
-        if plan:
-            bandit.note_drafts(plan, accepted)
-        tokens, total = tokens + batch + sum(accepted), total + seconds
+        if plan.source is DraftSource.LEARNED and plan:
+            bandit.note_drafts(batch, plan, accepted.items())
+        tried = DraftPlan(LONGEST, DraftSource.NGRAM)  # on what was generated, whoever drafted
+        bandit.note_drafts(batch, tried, [(name, engine.accepted(tried)) for name in accepted])
+        tokens, total = tokens + batch + sum(accepted.values()), total + seconds
         plans.append(plan)
     return tokens, total, plans
 
@@ -140,9 +144,18 @@ def test_the_tail_of_a_rollout_begins_with_what_more_requests_have_shown() -> No
 
 def test_decisions_are_held_for_an_episode() -> None:
     engine = Engine({DraftSource.LEARNED: GOOD, DraftSource.NGRAM: POOR})
-    plans = run(new_bandit(epsilon=0.5), engine, [1] * 800)[2]
+    plans = run(new_bandit(epsilon=0.5, hopeless=1.0), engine, [1] * 800)[2]
     changes = [index for index in range(1, len(plans)) if plans[index] != plans[index - 1]]
+    assert changes
     assert all(index % 8 == 0 for index in changes)
+
+
+def test_an_arm_that_loses_much_is_left_before_its_episode_is_over() -> None:
+    engine = Engine({DraftSource.LEARNED: POOR, DraftSource.NGRAM: POOR}, per_token=1.0)
+    plans = run(new_bandit(epsilon=0.9), engine, [8] * 2500)[2]
+    episodes = [list(steps) for plan, steps in itertools.groupby(plans) if plan]
+    assert len(episodes) > 3
+    assert all(len(steps) == 1 + 3 for steps in episodes), "the first step verifies other drafts and tells no time"
 
 
 def test_without_any_drafter_nothing_is_drafted() -> None:

@@ -211,7 +211,28 @@ def test_times_belong_to_steps_that_verify_what_they_draft(page: CounterPage) ->
     working[0] = True
     note(DraftPlan(3), DraftPlan(3), 50.0)  # it was idle in between
     [bucket] = speculation.report().buckets
-    assert {arm.draft_length: arm.step_seconds for arm in bucket.arms} == {0: 1.0, 3: 2.0}
+    assert {arm.draft_length: arm.step_seconds for arm in bucket.arms} == pytest.approx({0: 1.0, 3: 2.0}, rel=0.01)
+
+
+def test_ngrams_are_tried_on_what_is_generated_without_them(page: CounterPage) -> None:
+    """An answer that repeats itself makes them the choice, although they were never asked."""
+    page.put("ngram_ready", 1)
+    clock, tokens = Clock(), [1, 2, 3, 4, 5, 6]
+    speculation = Speculation(
+        longest=LONGEST, page=page, is_working=lambda: True, tokens_of={"a": tokens}.get, clock=clock
+    )
+    settings = SpeculationSettings(mode=SpeculationMode.ADAPTIVE, draft_length=LONGEST)
+    speculation.obey(SpeculationOrder(settings=settings, has_drafter=False, largest_batch=LARGEST_BATCH))
+    plans = []
+    for number in range(40):
+        plans.append(speculation[1])
+        clock.now += 1.0
+        tokens.append(1 + number % 6)
+        speculation.note_step(
+            verified=OFF, made=OFF, drafts={"a": 0}, accepted={}, has_prompts=False
+        )  # whoever else decides that nothing is drafted
+    assert plans[:8] == [OFF] * 8
+    assert {plan.source for plan in plans[8:]} == {NGRAM}
 
 
 def test_a_step_of_another_decider_is_left_alone(page: CounterPage) -> None:

@@ -9,7 +9,8 @@ before, and no answer is made to go on for longer than the shortest of these: wh
 nothing that a rollout holds.
 
 Adaptive speculation has answered a batch of each size before it is measured; what it tries later is in its figures.
-`--drafter` takes one that is there already, as `python -m bench.learning` keeps it, and trains none.
+The drafter is kept in build/bench/speculation-drafter.  `--drafter` takes one that is there already, as this benchmark
+and `python -m bench.learning` keep theirs, and trains none.
 
 python -m bench.speculation [--rounds 6] [--rollouts 3] [--tokens 100000] [--minutes 8] [--drafter FOLDER] [--seed 1]
 """
@@ -28,12 +29,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench import engines, rl_task, tables
+from bench import engines, results, rl_task, tables
 from bench.demo.console import Console
 from bench.lesson import Lesson
 from tests.support.rollout_server import rollout_server
 from tlt_workloads.contract import REVISION_MANIFEST, RevisionManifest
 
+KEPT = results.ROOT / "build" / "bench" / "speculation-drafter"
 LONGEST = 4  # drafted tokens
 BATCHES = (1, 2, 4, 8, 16)
 ANSWER_TOKENS = 64  # of each request in a batch
@@ -211,7 +213,10 @@ def teach(console: Console, lesson: Lesson, *, tokens: int, minutes: float) -> R
         lesson.capture(tokens)
     with console.stage("training", expected=minutes * 60 + 20):
         lesson.train(minutes * 60)
-    return lesson.load_newest()
+    manifest = lesson.load_newest()
+    lesson.keep_newest(KEPT)
+    console.say(f"drafter: {KEPT.relative_to(results.ROOT)}")
+    return manifest
 
 
 def measure(
@@ -239,11 +244,11 @@ def measure(
         with console.stage(f"{rounds} rounds of {len(MODES)} modes", expected=expected):
             for line in rounds_of(bench, rounds=rounds, rollouts=rollouts, figures=figures):
                 console.say(f"  {line}")
-        live = bench.accept_lengths()
+        live, recorded = bench.accept_lengths(), lesson.recorded  # while there is a server to ask
     return {
         "rounds": rounds,
         "rollouts": rollouts,
-        "captured_tokens": lesson.recorded if drafter is None else None,
+        "captured_tokens": recorded if drafter is None else None,
         "training_s": minutes * 60 if drafter is None else None,
         "trained_tokens": manifest.trained_tokens,
         "offline_accept_length": manifest.evaluation.accept_length,

@@ -176,7 +176,13 @@ class DraftBandit:
         # What is nearly as good is worth another look more than what is far behind.
         [other] = self._dice.choices(others, [(rates[plan] / rates[best]) ** FAVOUR for plan in others])
         cost = self._worst_loss(bucket, other, best=rates[best])
-        return other if bucket.lost + cost <= self._settings.exploration_share * bucket.total else best
+        return other if self._is_affordable(bucket, other, cost) else best
+
+    def _is_affordable(self, bucket: _Bucket, plan: DraftPlan, cost: float) -> bool:
+        """What is seen again is paid by its batch size, a first look by all: a tail is too short to pay for one."""
+        paying = [bucket] if plan in self._times.measured(bucket.size) else list(self._buckets.values())
+        lost, total = sum(item.lost for item in paying), sum(item.total for item in paying)
+        return lost + cost <= self._settings.exploration_share * total
 
     def _worst_loss(self, bucket: _Bucket, plan: DraftPlan, *, best: float) -> float:
         """Seconds that an episode of an arm may lose against the best rate.

@@ -34,7 +34,7 @@ class BanditSettings:
 
     longest: int  # draft length that the engine can make
     epsilon: float = 0.1  # of decisions that try another arm
-    exploration_share: float = 0.0075  # of a bucket's time, that may be lost by trying
+    exploration_share: float = 0.0075  # of the time that may be lost by trying
     episode: int = 8  # steps from one decision to the next
     margin: float = 0.02  # by which another arm that drafts must be better to replace the one in use
     glance: int = 3  # timed steps after which an episode ends early ...

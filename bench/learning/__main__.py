@@ -32,8 +32,8 @@ from pathlib import Path
 
 from bench import engines, rl_task, tables
 from bench.demo.console import Console
+from bench.estimate import tokens_per_draft
 from bench.learning import grpo
-from bench.learning.estimate import tokens_per_draft
 from bench.learning.picture import Point, draw
 from bench.lesson import Lesson
 from bench.results import ROOT
